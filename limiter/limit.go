@@ -1,0 +1,88 @@
+// Package limiter decides: it spends tokens from token buckets, all limits of
+// a resource in one atomic step, in process or in Redis.
+package limiter
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Bounds of what a limit may say. Inside them every decision is exact.
+const (
+	MaxCapacity = 1_000_000_000
+	MaxCost     = MaxCapacity
+)
+
+// ErrKeyReused is returned by Decide when an idempotency key was used before
+// with another cost.
+var ErrKeyReused = errors.New("idempotency key was used before with another cost")
+
+// Scope says whose requests share a bucket of a limit.
+type Scope uint8
+
+// The scopes: PerUser keeps one bucket for each user, PerResource one for all.
+const (
+	PerUser Scope = iota
+	PerResource
+)
+
+// Limit is one token bucket rule of a resource as it runs. It is immutable.
+type Limit struct {
+	Name     string
+	Scope    Scope
+	Shadow   bool  // counted and logged, decides nothing
+	Capacity int64 // tokens, 1 to MaxCapacity
+	Rate     Rate
+}
+
+// Request asks for a decision. Its bytes are only read until Decide returns.
+type Request struct {
+	User     []byte
+	Resource []byte
+	Cost     int64 // tokens, 0 to MaxCost; 0 spends nothing and returns the state
+	// IdempotencyKey makes an allowed decision repeatable without spending
+	// again; empty for none.
+	IdempotencyKey []byte
+}
+
+// Decision is the answer to a Request. The zero value is ready for use; Decide
+// overwrites it and reuses its memory, so a Decision can be pooled.
+type Decision struct {
+	Allowed bool
+	// Replayed says that this decision was made before under the same
+	// idempotency key and that nothing was spent now.
+	Replayed bool
+	// Never says that the cost exceeds a capacity: it can't pass at any time.
+	Never bool
+	// Limits are the states of all limits of the resource after the decision,
+	// in configuration order, shadow limits included.
+	Limits []LimitState
+
+	resource []byte // the resource's name, for limits named after it
+	binding  int    // index into Limits; see Binding
+	buckets  []Bucket
+}
+
+// LimitState is what a decision found in one bucket.
+type LimitState struct {
+	*Limit
+	// Denied says that this limit refused (or, as a shadow, would have).
+	Denied bool
+	Level  Level
+	// Wait is how long until the request's cost is available; 0 if allowed.
+	Wait time.Duration
+}
+
+// Store keeps buckets. Implementations are safe for concurrent use.
+type Store interface {
+	// Decide spends s.Cost from every bucket of s or from none, and fills in
+	// d.Allowed, d.Replayed and one Level and Denied for each bucket of d.Limits.
+	Decide(ctx context.Context, s *Spend, d *Decision) error
+	// Probe makes a real decision on a key of its own: nil if it works.
+	Probe(ctx context.Context) error
+	// ActiveKeys is the number of buckets that are not full, as far as this
+	// process knows.
+	ActiveKeys() int
+	Close() error
+}
