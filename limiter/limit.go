@@ -5,6 +5,7 @@ package limiter
 import (
 	"context"
 	"errors"
+	"io"
 	"time"
 )
 
@@ -29,6 +30,8 @@ const (
 
 // Limit is one token bucket rule of a resource as it runs. It is immutable.
 type Limit struct {
+	// Name is unique in its resource. "" stands for the resource's own name:
+	// the limit of resources that no configuration names.
 	Name     string
 	Scope    Scope
 	Shadow   bool  // counted and logged, decides nothing
@@ -74,15 +77,33 @@ type LimitState struct {
 	Wait time.Duration
 }
 
+// Spend is what a Store is asked to do for one Request.
+type Spend struct {
+	Cost int64 // tokens; 0 writes nothing
+	// Keys are the buckets' keys, one for each of Decision.Limits. The same key
+	// twice is one bucket, charged once.
+	Keys [][]byte
+	// IdempotencyKey is the key under which an allowed decision is remembered
+	// for IdempotencyTTL; empty for none.
+	IdempotencyKey []byte
+	IdempotencyTTL time.Duration
+}
+
 // Store keeps buckets. Implementations are safe for concurrent use.
 type Store interface {
-	// Decide spends s.Cost from every bucket of s or from none, and fills in
-	// d.Allowed, d.Replayed and one Level and Denied for each bucket of d.Limits.
+	// Decide spends s.Cost from every bucket of s or from none. The caller has
+	// set d.Limits[i].Limit; Decide sets d.Allowed, d.Replayed, and Level and
+	// Denied of each of d.Limits, as they are after the decision. A replayed
+	// decision is allowed and shows the present state. It returns
+	// ErrKeyReused, or what is wrong with the store; then d is void.
 	Decide(ctx context.Context, s *Spend, d *Decision) error
 	// Probe makes a real decision on a key of its own: nil if it works.
 	Probe(ctx context.Context) error
 	// ActiveKeys is the number of buckets that are not full, as far as this
 	// process knows.
 	ActiveKeys() int
+	// WriteMetrics writes the store's own series in Prometheus text format.
+	WriteMetrics(w io.Writer)
+	// Close releases what the store holds. Decisions after it fail.
 	Close() error
 }
