@@ -1,0 +1,90 @@
+package limiter
+
+import (
+	"hash/maphash"
+	"sync"
+	"time"
+)
+
+const (
+	activeShards   = 64
+	activeShardMax = 1 << 20 / activeShards
+	// activeSweepEvery is how often a shard that is full looks for room.
+	activeSweepEvery = time.Second
+)
+
+// activeKeys counts the buckets that are not full, from what decisions found.
+// It keeps a hash and a moment for each, in shards with a lock each, and no
+// more than a million: beyond that it counts a million.
+type activeKeys struct {
+	seed   maphash.Seed
+	start  time.Time
+	shards [activeShards]activeShard
+}
+
+type activeShard struct {
+	mu     sync.Mutex // guards the rest
+	fullAt map[uint64]time.Duration
+	swept  time.Duration
+	_      [40]byte // to the size of a cache line: neighbours don't share one
+}
+
+func newActiveKeys() *activeKeys {
+	a := &activeKeys{seed: maphash.MakeSeed(), start: time.Now()}
+	for i := range a.shards {
+		a.shards[i].fullAt = map[uint64]time.Duration{}
+	}
+	return a
+}
+
+// set notes that the bucket of key will be full after a time; 0 if it is now.
+func (a *activeKeys) set(key []byte, full time.Duration) {
+	now := time.Since(a.start)
+	h := maphash.Bytes(a.seed, key)
+	s := &a.shards[h%activeShards]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if full <= 0 {
+		delete(s.fullAt, h)
+		return
+	}
+	if len(s.fullAt) >= activeShardMax && !s.makeRoomLocked(h, now) {
+		return
+	}
+	s.fullAt[h] = now + full
+}
+
+// makeRoomLocked says whether h fits into a shard that is full.
+func (s *activeShard) makeRoomLocked(h uint64, now time.Duration) bool {
+	if _, known := s.fullAt[h]; known {
+		return true
+	}
+	if now-s.swept < activeSweepEvery {
+		return false
+	}
+	s.sweepLocked(now)
+	return len(s.fullAt) < activeShardMax
+}
+
+// sweepLocked forgets the buckets that have become full.
+func (s *activeShard) sweepLocked(now time.Duration) {
+	s.swept = now
+	for h, at := range s.fullAt {
+		if at <= now {
+			delete(s.fullAt, h)
+		}
+	}
+}
+
+// count walks all shards, one lock at a time: it is for metrics.
+func (a *activeKeys) count() int {
+	n := 0
+	for i := range a.shards {
+		s := &a.shards[i]
+		s.mu.Lock()
+		s.sweepLocked(time.Since(a.start))
+		n += len(s.fullAt)
+		s.mu.Unlock()
+	}
+	return n
+}

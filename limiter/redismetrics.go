@@ -1,0 +1,88 @@
+package limiter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/VictoriaMetrics/metrics"
+	"github.com/redis/go-redis/v9"
+)
+
+// errAnswer is the error of an answer that is not lua/decide.lua's.
+var errAnswer = errors.New("the script's answer has the wrong size")
+
+// errorKind says what kind of trouble a decision met; it labels a series.
+type errorKind int
+
+const (
+	kindTimeout    errorKind = iota // no answer in time; it may have spent
+	kindConnection                  // refused, reset, closed
+	kindScript                      // the script stopped, or its answer makes no sense
+	kindOther                       // Redis refused: OOM, READONLY, LOADING, NOAUTH; or the caller gave up
+	errorKinds
+)
+
+func (k errorKind) String() string {
+	return [errorKinds]string{"timeout", "connection", "script", "other"}[k]
+}
+
+// kindOf sorts an error of go-redis. A context's deadline comes back from a
+// socket as a net.Error, from the pool as itself.
+func kindOf(err error) errorKind {
+	var refusal redis.Error
+	var network net.Error
+	switch {
+	case errors.Is(err, errAnswer):
+		return kindScript
+	case errors.As(err, &refusal):
+		// Redis ends the message of an error inside a script with its name.
+		if strings.Contains(err.Error(), "script: ") {
+			return kindScript
+		}
+		return kindOther
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded),
+		errors.Is(err, redis.ErrPoolTimeout), errors.As(err, &network) && network.Timeout():
+		return kindTimeout
+	case network != nil, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
+		errors.Is(err, net.ErrClosed), errors.Is(err, redis.ErrClosed):
+		return kindConnection
+	}
+	return kindOther
+}
+
+// redisMetrics are the series of one RedisStore.
+type redisMetrics struct {
+	set      *metrics.Set
+	latency  *metrics.PrometheusHistogram // seconds of one decision, failed ones included
+	errors   [errorKinds]*metrics.Counter
+	noScript *metrics.Counter // how often Redis had forgotten the script
+}
+
+// latencyBounds are in seconds: a healthy Redis in the same network answers
+// within one millisecond, and the default time-out is 50.
+var latencyBounds = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, 1}
+
+func newRedisMetrics(client *redis.Client) *redisMetrics {
+	set := metrics.NewSet()
+	m := &redisMetrics{
+		set:      set,
+		latency:  set.NewPrometheusHistogramExt("r8limiter_store_latency_seconds", latencyBounds),
+		noScript: set.NewCounter("r8limiter_store_noscript_total"),
+	}
+	for k := range errorKinds {
+		m.errors[k] = set.NewCounter(fmt.Sprintf(`r8limiter_store_errors_total{kind=%q}`, k))
+	}
+	pool := func(name string, value func(*redis.PoolStats) uint32) {
+		set.NewGauge(name, func() float64 { return float64(value(client.PoolStats())) })
+	}
+	pool(`r8limiter_store_connections{state="idle"}`, func(s *redis.PoolStats) uint32 { return s.IdleConns })
+	pool(`r8limiter_store_connections{state="used"}`, func(s *redis.PoolStats) uint32 { return s.TotalConns - s.IdleConns })
+	return m
+}
+
+func (m *redisMetrics) countError(err error) { m.errors[kindOf(err)].Inc() }
