@@ -100,7 +100,7 @@ func (s *RedisStore) decide(ctx context.Context, sp *Spend, d *Decision) error {
 // run sends c, by the script's text if Redis does not know the script.
 func (s *RedisStore) run(ctx context.Context, c *call) (string, error) {
 	err := s.client.Process(ctx, c)
-	if redis.HasErrorPrefix(err, "NOSCRIPT") {
+	if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
 		s.metrics.noScript.Inc()
 		c = c.withText(s.script)
 		err = s.client.Process(ctx, c)

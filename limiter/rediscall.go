@@ -82,12 +82,9 @@ func appendLimit(b []byte, l *Limit) []byte {
 	return binary.BigEndian.AppendUint32(b, uint32(p))
 }
 
-// pooledKeys is the most keys that a pooled call has: more is rare.
-const pooledKeys = 8
-
 // callPool keeps calls for reuse, by the number of their keys: a go-redis
 // command can't change how many arguments it has. The zero value is ready.
-type callPool [pooledKeys + 1]sync.Pool
+type callPool [maxLimits + 2]sync.Pool // 0 to maxLimits, and an idempotency record
 
 // take returns the call that asks for sp.
 func (p *callPool) take(sha string, sp *Spend, limits []LimitState) *call {
@@ -95,7 +92,7 @@ func (p *callPool) take(sha string, sp *Spend, limits []LimitState) *call {
 	if len(sp.IdempotencyKey) > 0 {
 		n++
 	}
-	c := p.idle(n)
+	c, _ := p[n].Get().(*call)
 	if c == nil {
 		c = newCall(sha, n)
 	}
@@ -103,25 +100,13 @@ func (p *callPool) take(sha string, sp *Spend, limits []LimitState) *call {
 	return c
 }
 
-func (p *callPool) idle(n int) *call {
-	if n > pooledKeys {
-		return nil
-	}
-	c, _ := p[n].Get().(*call)
-	return c
-}
-
 // release takes back a call that was answered. One that failed is left to the
 // garbage collector: nothing here depends on what go-redis does after an error.
 func (p *callPool) release(c *call) {
-	n := len(c.keys)
-	if n > pooledKeys {
-		return
-	}
 	clear(c.keys)
 	c.SetErr(nil)
 	c.SetVal("")
-	p[n].Put(c)
+	p[len(c.keys)].Put(c)
 }
 
 // answerSize is the size of one limit in the script's answer: '>I1I4i8'.

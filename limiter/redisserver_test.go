@@ -32,6 +32,7 @@ func startRedis(t testing.TB) *redisServer {
 	if err != nil {
 		t.Fatal(err)
 	}
+	quiet()
 	s := &redisServer{socket: filepath.Join(dir, "redis.sock")}
 	s.admin = redis.NewClient(&redis.Options{Network: "unix", Addr: s.socket, MaxRetries: -1, DialerRetries: 1, Protocol: 2})
 	s.start(t)

@@ -1,0 +1,41 @@
+package limiter
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"testing"
+)
+
+// BenchmarkRedisStore makes decisions on a redis-server that shares the
+// machine with it.
+func BenchmarkRedisStore(b *testing.B) {
+	b.Run("one key", func(b *testing.B) { benchmarkRedis(b, 1, 1) })
+	b.Run("many keys", func(b *testing.B) { benchmarkRedis(b, 1<<16, 1) })
+	b.Run("three limits", func(b *testing.B) { benchmarkRedis(b, 1<<16, 3) })
+}
+
+func benchmarkRedis(b *testing.B, users, limits int) {
+	store := startRedis(b).store(b)
+	limit := &Limit{Name: "x", Capacity: MaxCapacity, Rate: rate("1000/s")}
+	var turn atomic.Int64
+	b.SetParallelism(16) // clients, by processor
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		d := Decision{Limits: make([]LimitState, limits)}
+		sp := Spend{Cost: 1, Keys: make([][]byte, limits)}
+		for i := range d.Limits {
+			d.Limits[i].Limit = limit
+		}
+		for pb.Next() {
+			user := turn.Add(7919) % int64(users)
+			for i := range sp.Keys {
+				sp.Keys[i] = fmt.Appendf(sp.Keys[i][:0], "r8:{u:%020d}:read:%d", user, i)
+			}
+			if err := store.Decide(context.Background(), &sp, &d); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "decisions/s")
+}
