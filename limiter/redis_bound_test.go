@@ -20,8 +20,8 @@ func gateways(t *testing.T, server *redisServer, n int) []*RedisStore {
 	return stores
 }
 
-// together runs work in n goroutines at each store.
-func together(stores []*RedisStore, n int, work func(store *RedisStore)) {
+// atEach runs work in n goroutines at each store.
+func atEach(stores []*RedisStore, n int, work func(store *RedisStore)) {
 	var group sync.WaitGroup
 	for _, store := range stores {
 		for range n {
@@ -35,7 +35,7 @@ func TestThreeGatewaysAdmitExactlyTheBurst(t *testing.T) {
 	stores := gateways(t, startRedis(t), 3)
 	limit := slowLimit(500)
 	var admitted, denied atomic.Int64
-	together(stores, 64, func(store *RedisStore) {
+	atEach(stores, 64, func(store *RedisStore) {
 		for range 5 {
 			d, err := spendOne(store, "k", 1, limit)
 			switch {
@@ -62,7 +62,7 @@ func saturate(t *testing.T, stores []*RedisStore, limit *Limit, span time.Durati
 	var mu sync.Mutex
 	var all []admission
 	start := time.Now()
-	together(stores, 64, func(store *RedisStore) {
+	atEach(stores, 64, func(store *RedisStore) {
 		for time.Since(start) < span {
 			from := time.Since(start)
 			d, err := spendOne(store, "k", 1, limit)
@@ -106,7 +106,7 @@ func TestConcurrentDuplicatesSpendOnce(t *testing.T) {
 	server := startRedis(t)
 	sp := Spend{Cost: 1, Keys: [][]byte{[]byte("b")}, IdempotencyKey: []byte("i"), IdempotencyTTL: time.Minute}
 	var first, replayed atomic.Int64
-	together(gateways(t, server, 3), 20, func(store *RedisStore) {
+	atEach(gateways(t, server, 3), 20, func(store *RedisStore) {
 		d := Decision{Limits: []LimitState{{Limit: slowLimit(10)}}}
 		if err := store.Decide(context.Background(), &sp, &d); err != nil {
 			t.Error(err)

@@ -36,7 +36,7 @@ func TestForgottenScriptIsSentAgainInTheSameRequest(t *testing.T) {
 		}
 	})
 	const clients, each = 8, 200
-	together(stores, clients, func(store *RedisStore) {
+	atEach(stores, clients, func(store *RedisStore) {
 		for range each {
 			if d, err := spendOne(store, "k", 1, slowLimit(MaxCapacity)); err != nil || !d.Allowed {
 				t.Errorf("allowed %v, error %v", d.Allowed, err)
@@ -174,7 +174,7 @@ func TestPausedRedisFailsWithinTheTimeout(t *testing.T) {
 	})
 	server.signal(t, syscall.SIGSTOP)
 	t.Cleanup(func() { server.signal(t, syscall.SIGCONT) })
-	together([]*RedisStore{store}, 100, func(store *RedisStore) { // more than there are connections
+	atEach([]*RedisStore{store}, 100, func(store *RedisStore) { // more than there are connections
 		start := time.Now()
 		_, err := spendOne(store, "k", 1, slowLimit(1000))
 		if took := time.Since(start); err == nil || kindOf(err) != kindTimeout || took > 2*timeout {

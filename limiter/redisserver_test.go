@@ -114,14 +114,24 @@ func (s *redisServer) store(t testing.TB) *RedisStore {
 const clockKey = "test:clock"
 
 // clockedStore opens a store whose script takes the time from clockKey.
+// Expiry stays with Redis' own clock.
 func (s *redisServer) clockedStore(t testing.TB) *RedisStore {
 	t.Helper()
-	const line = "redis.call('TIME')"
-	if strings.Count(lua.Decide, line) != 1 {
-		t.Fatalf("the script doesn't hold %s once", line)
+	return openRedis(t, RedisConfig{URL: "unix://" + s.socket, Timeout: 5 * time.Second}, withClock(t, lua.Decide))
+}
+
+// withClock is script with the time from clockKey.
+func withClock(t testing.TB, script string) string {
+	t.Helper()
+	return replaceOnce(t, script, "redis.call('TIME')", "redis.call('HMGET', '"+clockKey+"', 's', 'us')")
+}
+
+func replaceOnce(t testing.TB, text, old, replacement string) string {
+	t.Helper()
+	if strings.Count(text, old) != 1 {
+		t.Fatalf("the script doesn't hold %s once", old)
 	}
-	script := strings.Replace(lua.Decide, line, "redis.call('HMGET', '"+clockKey+"', 's', 'us')", 1)
-	return openRedis(t, RedisConfig{URL: "unix://" + s.socket, Timeout: 5 * time.Second}, script)
+	return strings.Replace(text, old, replacement, 1)
 }
 
 // setClock sets the time of clocked stores, in microseconds.

@@ -1,0 +1,68 @@
+package limiter
+
+import (
+	"encoding/binary"
+	"testing"
+	"time"
+
+	"github.com/r8limiter/r8limiter/lua"
+)
+
+// openRedisSuite opens a store on server, emptied, with a clock that starts on
+// the first day. As that clock stands still, buckets don't expire; idempotency
+// records do.
+func openRedisSuite(t *testing.T, server *redisServer) testedStore {
+	t.Helper()
+	server.do(t, "FLUSHALL")
+	script := withClock(t, lua.Decide)
+	script = replaceOnce(t, script, "call('SET', key, value, 'PX', math.min(ms, 9007199254740))", "call('SET', key, value)")
+	store := openRedis(t, RedisConfig{URL: "unix://" + server.socket, Timeout: 5 * time.Second}, script)
+	c := standingClock{server: server, redis: firstDay}
+	server.setClock(t, firstDay)
+	return testedStore{
+		Store:   store,
+		now:     func() int64 { return c.skipped + c.redis },
+		advance: func(d time.Duration) { c.advance(t, d.Microseconds()) },
+	}
+}
+
+const (
+	firstDay = 86_400_000_000
+	// lastDay is when doubles stop to be exact microseconds, in the year 2255.
+	lastDay = 1 << 53
+)
+
+// standingClock is a clock that only the test moves. Redis sees it without
+// what was skipped: centuries would lead beyond lastDay.
+type standingClock struct {
+	server         *redisServer
+	redis, skipped int64 // microseconds
+}
+
+func (c *standingClock) advance(t *testing.T, by int64) {
+	t.Helper()
+	if c.redis+by >= lastDay {
+		skip := c.redis - firstDay
+		c.server.moveBuckets(t, skip)
+		c.redis, c.skipped = firstDay, c.skipped+skip
+	}
+	c.redis += by
+	c.server.setClock(t, c.redis)
+}
+
+// moveBuckets makes all buckets older, so far as that goes.
+func (s *redisServer) moveBuckets(t *testing.T, by int64) {
+	t.Helper()
+	for _, key := range s.do(t, "KEYS", "exact*").([]any) {
+		value := []byte(s.do(t, "GET", key).(string))
+		at := binary.BigEndian.Uint64(value[3:11]) << 8 >> 8
+		at = uint64(max(0, int64(at)-by))
+		copy(value[4:], binary.BigEndian.AppendUint64(nil, at)[1:])
+		s.do(t, "SET", key, value)
+	}
+}
+
+func TestRedisStore(t *testing.T) {
+	server := startRedis(t)
+	testStore(t, func(t *testing.T) testedStore { return openRedisSuite(t, server) })
+}
