@@ -92,7 +92,7 @@ func (s *RedisStore) decide(ctx context.Context, sp *Spend, d *Decision) error {
 	}
 	if err != nil && !errors.Is(err, ErrKeyReused) {
 		s.metrics.countError(err)
-		return fmt.Errorf("decide in redis: %w", err)
+		return explain(err)
 	}
 	return err
 }

@@ -165,6 +165,29 @@ func TestErrorsAreCountedByKind(t *testing.T) {
 	}
 }
 
+// refusal is an error that Redis answered.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
+func (refusal) RedisError()     {}
+
+func TestRefusalsAreCountedByKind(t *testing.T) {
+	tests := map[refusal]errorKind{
+		"ERR something script: 1df94, on @user_script:51.":                                     kindScript,
+		"OOM allow-oom flag is not set on the script, can not run it":                          kindOther,
+		"LOADING Redis is loading the dataset in memory":                                       kindOther,
+		"ERR Error compiling script (new function): user_script:1: unexpected symbol near '#'": kindScript,
+	}
+	for err, want := range tests {
+		if got := kindOf(explain(err)); got != want {
+			t.Errorf("%v: got %v, want %v", err, got, want)
+		}
+		if told, old := strings.Contains(explain(err).Error(), "7.0"), strings.Contains(string(err), "#"); told != old {
+			t.Errorf("told of the version: %v", explain(err))
+		}
+	}
+}
+
 func TestAnswerOfTheWrongSizeIsAnError(t *testing.T) {
 	d := Decision{Limits: make([]LimitState, 1)}
 	for _, answer := range []string{"", "A", "A" + strings.Repeat("x", 12), "A" + strings.Repeat("x", 14)} {

@@ -115,11 +115,30 @@ func randomExactCase(r *rand.Rand) exactCase {
 	if r.IntN(4) == 0 {
 		elapsed = -r.Int64N(120_000_001)
 	}
+	if rest := r.Int64N(5) - 2; r.IntN(3) == 0 {
+		elapsed = almostWhole(n, p, rest, elapsed)
+	}
 	return exactCase{
 		Debt: r.Int64N(1 << (1 + r.IntN(29))), At: now - elapsed, Frac: r.Int64N(n + n/8 + 1),
 		Now: now, N: n, P: p,
 		Cost: r.Int64N(1 << r.IntN(28)), Capacity: 1 + r.Int64N(MaxCapacity),
 	}
+}
+
+// almostWhole is a time in which n/p tokens a microsecond bring whole tokens
+// and rest/p of one, where rest is about 0: there a quotient that is rounded is
+// wrong by one. It is otherwise if no time below p is so.
+func almostWhole(n, p, rest, otherwise int64) int64 {
+	bigP := big.NewInt(p)
+	inverse := new(big.Int).ModInverse(big.NewInt(n), bigP)
+	if inverse == nil {
+		return otherwise
+	}
+	elapsed := inverse.Mul(inverse, big.NewInt(rest))
+	if elapsed.Mod(elapsed, bigP).Cmp(big.NewInt(1<<50)) > 0 {
+		return otherwise
+	}
+	return elapsed.Int64()
 }
 
 func TestScriptIsExactAtAllRates(t *testing.T) {

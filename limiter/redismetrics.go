@@ -40,11 +40,7 @@ func kindOf(err error) errorKind {
 	case errors.Is(err, errAnswer):
 		return kindScript
 	case errors.As(err, &refusal):
-		// Redis ends the message of an error inside a script with its name.
-		if strings.Contains(err.Error(), "script: ") {
-			return kindScript
-		}
-		return kindOther
+		return kindOfRefusal(refusal.Error())
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded),
 		errors.Is(err, redis.ErrPoolTimeout), errors.As(err, &network) && network.Timeout():
 		return kindTimeout
@@ -53,6 +49,27 @@ func kindOf(err error) errorKind {
 		return kindConnection
 	}
 	return kindOther
+}
+
+// kindOfRefusal sorts an error that Redis answered. It ends the message of an
+// error inside a script with the script's name.
+func kindOfRefusal(message string) errorKind {
+	if strings.Contains(message, "script: ") || strings.Contains(message, tooOld) {
+		return kindScript
+	}
+	return kindOther
+}
+
+// tooOld is in what a Redis before 7.0 answers to a script that begins with #!.
+const tooOld = "near '#'"
+
+// explain says what was asked when err came, and what to do if it is known.
+func explain(err error) error {
+	var refusal redis.Error
+	if errors.As(err, &refusal) && strings.Contains(refusal.Error(), tooOld) {
+		return fmt.Errorf("decide in redis: it must be version 7.0 or later: %w", err)
+	}
+	return fmt.Errorf("decide in redis: %w", err)
 }
 
 // redisMetrics are the series of one RedisStore.
