@@ -115,8 +115,9 @@ func randomExactCase(r *rand.Rand) exactCase {
 	if r.IntN(4) == 0 {
 		elapsed = -r.Int64N(120_000_001)
 	}
-	if rest := r.Int64N(5) - 2; r.IntN(3) == 0 {
-		elapsed = almostWhole(n, p, rest, elapsed)
+	if r.IntN(3) == 0 {
+		p, n = 1<<51+r.Int64N(1<<51), 1<<27-1-r.Int64N(1<<26)
+		elapsed = almostWhole(n, p, r.Int64N(5)-2, elapsed)
 	}
 	return exactCase{
 		Debt: r.Int64N(1 << (1 + r.IntN(29))), At: now - elapsed, Frac: r.Int64N(n + n/8 + 1),
@@ -135,7 +136,7 @@ func almostWhole(n, p, rest, otherwise int64) int64 {
 		return otherwise
 	}
 	elapsed := inverse.Mul(inverse, big.NewInt(rest))
-	if elapsed.Mod(elapsed, bigP).Cmp(big.NewInt(1<<50)) > 0 {
+	if elapsed.Mod(elapsed, bigP).Cmp(big.NewInt(1_600_000_000_000_000)) > 0 {
 		return otherwise
 	}
 	return elapsed.Int64()
