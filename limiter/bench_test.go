@@ -16,6 +16,12 @@ func benchDecide(b *testing.B, store Store, users int) {
 	for i := range keys {
 		keys[i] = []byte("r8:{u:user" + strconv.Itoa(i) + "}:search")
 	}
+	for _, key := range keys {
+		spend, d := question(1, "", []keyedLimit{{string(key), limit}})
+		if err := store.Decide(context.Background(), spend, d); err != nil {
+			b.Fatal(err)
+		}
+	}
 	var seed atomic.Uint64
 	b.ReportAllocs()
 	b.ResetTimer()

@@ -115,6 +115,38 @@ func TestFreeEntriesAreUsedAgain(t *testing.T) {
 	}
 }
 
+func TestSweepGivesBackWhatAFloodTook(t *testing.T) {
+	var m table
+	m.init(maxBuckets)
+	want := map[string]int64{}
+	sh := &m.shards[0]
+	for i := range 5000 {
+		key, hash, full := fmt.Sprint("key", i), uint64(i)<<32, int64(10)
+		if i%50 == 0 {
+			full = 20
+			want[key] = full
+		}
+		entry, _ := m.put(sh, hash, []byte(key))
+		sh.set(entry, Bucket{Debt: int64(i)}, full)
+	}
+	if left := m.sweep(15); left != 100 || m.size.Load() != 100 {
+		t.Fatalf("%d left, size %d, want 100", left, m.size.Load())
+	}
+	if cap(sh.entries) != 100 || len(sh.slots) != 256 {
+		t.Errorf("room for %d entries and %d slots is kept", cap(sh.entries), len(sh.slots))
+	}
+	checkShard(t, sh, want)
+	for i := 0; i < 5000; i += 50 {
+		entry, added := m.put(sh, uint64(i)<<32, []byte(fmt.Sprint("key", i)))
+		if added || sh.entries[entry].bucket.Debt != int64(i) {
+			t.Fatalf("bucket %d is lost", i)
+		}
+	}
+	if left := m.sweep(20); left != 0 || m.size.Load() != 0 {
+		t.Errorf("%d left, size %d, want 0", left, m.size.Load())
+	}
+}
+
 func TestShardSetIsLockedInOrder(t *testing.T) {
 	var m table
 	m.init(10)
