@@ -20,7 +20,7 @@ func randomRate(rnd *rand.Rand) Rate {
 
 func TestLevelIsExactForAnyRateAndTime(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 5))
-	for range 200_000 {
+	for range 50_000 {
 		r := randomRate(rnd)
 		b := Bucket{Debt: 1 + rnd.Int64N(MaxCapacity), At: rnd.Int64N(1 << 51), Frac: rnd.Int64N(r.n)}
 		now := b.At + rnd.Int64N(1<<rnd.IntN(51)) - rnd.Int64N(60_000_001)
@@ -43,7 +43,7 @@ func TestLevelIsExactForAnyRateAndTime(t *testing.T) {
 
 func TestWaitAndFullAreTheFirstMicrosecond(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(2, 5))
-	for range 100_000 {
+	for range 50_000 {
 		r := randomRate(rnd)
 		capacity := 1 + rnd.Int64N(1<<rnd.IntN(30))
 		b := Bucket{Debt: 1 + rnd.Int64N(capacity), At: 1 << 50, Frac: rnd.Int64N(r.n)}

@@ -30,6 +30,9 @@ var plainBytes = func() (plain [256]bool) {
 // appendPart appends text so that no other text looks the same: other bytes
 // than plainBytes as %XX, and text that gets too long as # and a hash.
 func appendPart[T string | []byte](dst []byte, text T) []byte {
+	if isPlain(text) {
+		return append(dst, text...)
+	}
 	start := len(dst)
 	for i := range len(text) {
 		c := text[i]
@@ -43,6 +46,19 @@ func appendPart[T string | []byte](dst []byte, text T) []byte {
 		}
 	}
 	return dst
+}
+
+// isPlain says whether text stays as it is.
+func isPlain[T string | []byte](text T) bool {
+	if len(text) > maxPart {
+		return false
+	}
+	for i := range len(text) {
+		if !plainBytes[text[i]] {
+			return false
+		}
+	}
+	return true
 }
 
 // appendHash appends # and 128 bits of SHA-256, in which nobody can find a

@@ -191,8 +191,12 @@ func (m *MemoryStore) Probe(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// ActiveKeys implements Store: it counts, and forgets what is full.
-func (m *MemoryStore) ActiveKeys() int { return m.buckets.sweep(m.now()) }
+// ActiveKeys implements Store: it counts, and forgets what is full or expired.
+func (m *MemoryStore) ActiveKeys() int {
+	now := m.now()
+	m.records.sweep(now)
+	return m.buckets.sweep(now)
+}
 
 // WriteMetrics implements Store.
 func (m *MemoryStore) WriteMetrics(w io.Writer) {

@@ -16,9 +16,8 @@ type rules struct {
 	smallest int64    // capacity of those that decide
 }
 
-// resource is a resource by name.
+// resource is one that decisions ask for.
 type resource struct {
-	name  string
 	part  []byte // the name as it stands in keys
 	rules *rules
 }
@@ -41,7 +40,7 @@ func newRules(c *ResourceConfig, name string) *rules {
 }
 
 func newResource(name string, r *rules) *resource {
-	return &resource{name: name, part: appendPart(nil, name), rules: r}
+	return &resource{part: appendPart(nil, name), rules: r}
 }
 
 // configured are the resources that c names.

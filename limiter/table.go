@@ -99,12 +99,14 @@ func (t *table) expire(s *shardSet, now int64) {
 	}
 }
 
-// sweep forgets all full buckets and returns how many are left.
+// sweep forgets all full buckets, gives back memory that a flood has left, and
+// returns how many are left.
 func (t *table) sweep(now int64) (left int) {
 	for i := range t.shards {
 		sh := &t.shards[i]
 		sh.mu.Lock()
 		sh.expire(now, math.MaxInt)
+		sh.compact()
 		left += sh.live
 		t.unlock(sh)
 	}
@@ -187,6 +189,20 @@ type entry struct {
 
 // slotHash is the part of a hash that the shard's choice does not use.
 func slotHash(hash uint64) uint32 { return uint32(hash >> 32) }
+
+// compact moves the entries to smaller memory if few are left.
+func (s *shard) compact() {
+	if len(s.entries) <= 64 || s.live > len(s.entries)/8 {
+		return
+	}
+	entries, heap := s.entries, s.heap
+	s.entries, s.heap = make([]entry, s.live), make([]int32, s.live)
+	s.slots = make([]uint32, max(8, 1<<bits.Len(uint(2*s.live))))
+	for i, index := range heap[:s.live] {
+		s.entries[i], s.heap[i] = entries[index], int32(i)
+		s.link(int32(i))
+	}
+}
 
 // find returns the index of key's entry, or none.
 func (s *shard) find(hash uint64, key []byte) int32 {

@@ -33,7 +33,7 @@ func checkShard(t *testing.T, s *shard, want map[string]int64) {
 }
 
 func TestShardKeepsWhatIsInIt(t *testing.T) {
-	for seed := range uint64(20) {
+	for seed := range uint64(6) {
 		rnd := rand.New(rand.NewPCG(seed, 2))
 		s, want := &shard{}, map[string]int64{}
 		for range 2000 {
@@ -112,6 +112,38 @@ func TestFreeEntriesAreUsedAgain(t *testing.T) {
 	}
 	if len(s.entries) != 11 || len(s.slots) > 16 {
 		t.Errorf("%d entries and %d slots for 10 buckets", len(s.entries), len(s.slots))
+	}
+}
+
+func TestSweepGivesBackWhatAFloodTook(t *testing.T) {
+	var m table
+	m.init(maxBuckets)
+	want := map[string]int64{}
+	sh := &m.shards[0]
+	for i := range 5000 {
+		key, hash, full := fmt.Sprint("key", i), uint64(i)<<32, int64(10)
+		if i%50 == 0 {
+			full = 20
+			want[key] = full
+		}
+		entry, _ := m.put(sh, hash, []byte(key))
+		sh.set(entry, Bucket{Debt: int64(i)}, full)
+	}
+	if left := m.sweep(15); left != 100 || m.size.Load() != 100 {
+		t.Fatalf("%d left, size %d, want 100", left, m.size.Load())
+	}
+	if cap(sh.entries) != 100 || len(sh.slots) != 256 {
+		t.Errorf("room for %d entries and %d slots is kept", cap(sh.entries), len(sh.slots))
+	}
+	checkShard(t, sh, want)
+	for i := 0; i < 5000; i += 50 {
+		entry, added := m.put(sh, uint64(i)<<32, []byte(fmt.Sprint("key", i)))
+		if added || sh.entries[entry].bucket.Debt != int64(i) {
+			t.Fatalf("bucket %d is lost", i)
+		}
+	}
+	if left := m.sweep(20); left != 0 || m.size.Load() != 0 {
+		t.Errorf("%d left, size %d, want 0", left, m.size.Load())
 	}
 }
 
