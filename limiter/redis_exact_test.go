@@ -115,15 +115,17 @@ func randomExactCase(r *rand.Rand) exactCase {
 	if r.IntN(4) == 0 {
 		elapsed = -r.Int64N(120_000_001)
 	}
-	if r.IntN(3) == 0 {
-		p, n = 1<<51+r.Int64N(1<<51), 1<<27-1-r.Int64N(1<<26)
-		elapsed = almostWhole(n, p, r.Int64N(5)-2, elapsed)
-	}
-	return exactCase{
+	c := exactCase{
 		Debt: r.Int64N(1 << (1 + r.IntN(29))), At: now - elapsed, Frac: r.Int64N(n + n/8 + 1),
 		Now: now, N: n, P: p,
 		Cost: r.Int64N(1 << r.IntN(28)), Capacity: 1 + r.Int64N(MaxCapacity),
 	}
+	if r.IntN(3) == 0 {
+		c.N, c.P = 1<<27-1-r.Int64N(1<<26), 1<<51+r.Int64N(1<<51)
+		c.At = now - almostWhole(c.N, c.P, r.Int64N(5)-2, elapsed)
+		c.Debt, c.Frac = MaxCapacity, 0
+	}
+	return c
 }
 
 // almostWhole is a time in which n/p tokens a microsecond bring whole tokens
