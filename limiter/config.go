@@ -129,6 +129,7 @@ func (c *ResourceConfig) validate(path string, report func(path, problem string)
 	c.validateLimits(path+".limits", report)
 }
 
+// validateLimits reports on a list of limits at path.
 func (c *ResourceConfig) validateLimits(path string, report func(path, problem string)) {
 	if len(c.Limits) > maxLimits {
 		report(path, fmt.Sprintf("has %d limits; at most %d are possible", len(c.Limits), maxLimits))
@@ -158,6 +159,7 @@ func (c *LimitConfig) validate(path string, report func(path, problem string)) {
 	validateBucket(path, c.Capacity, c.RefillRate, report)
 }
 
+// validateBucket reports on what both forms of a limit have.
 func validateBucket(path string, capacity int64, rate Rate, report func(path, problem string)) {
 	if capacity < 1 || capacity > MaxCapacity {
 		report(path+".capacity", fmt.Sprintf("must be from 1 to %d tokens, is %d", MaxCapacity, capacity))
@@ -170,7 +172,8 @@ func validateBucket(path string, capacity int64, rate Rate, report func(path, pr
 // scopes are the words of `per`.
 var scopes = map[string]Scope{"": PerUser, "user": PerUser, "resource": PerResource}
 
-// limits are the limits as they run. A single limit has the given name.
+// limits are the limits as they run, in the order of the file, which is also
+// the order of Decision.Limits. A single limit has the given name.
 func (c *ResourceConfig) limits(name string) []Limit {
 	if len(c.Limits) == 0 {
 		return []Limit{{Name: name, Capacity: c.Capacity, Rate: c.RefillRate}}

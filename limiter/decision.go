@@ -116,7 +116,8 @@ func (d *Decision) AppendRateLimit(dst []byte) []byte {
 	})
 }
 
-// window is the t parameter of s, in seconds.
+// window is the t parameter of s, in seconds: how long to wait for a limit that
+// has nothing to give, else how long the tokens left take to come back.
 func (s *LimitState) window() int64 {
 	left := s.Level.whole(s.Capacity)
 	wait := s.Wait

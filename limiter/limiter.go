@@ -43,7 +43,8 @@ type paddedCounter struct {
 	_ [56]byte
 }
 
-// work is what one decision needs for a moment.
+// work is what one decision needs for a moment. It is pooled, as what is given
+// to a Store escapes to the heap.
 type work struct {
 	spend   Spend
 	buf     []byte // the keys' bytes
@@ -77,7 +78,10 @@ func New(c Config, store Store) *Limiter {
 
 // Decide spends req.Cost from all limits of the resource or from none, and
 // fills d. A denial is no error. It returns ErrKeyReused, or what is wrong with
-// the store; then d is void.
+// the store; then d is void, and neither of the Totals counts it.
+//
+// It takes no context: the store has a deadline of its own, and a client that
+// goes away must not leave a decision half made.
 func (l *Limiter) Decide(req *Request, d *Decision) error {
 	if err := l.decide(context.Background(), req, d); err != nil {
 		return err
@@ -116,7 +120,8 @@ func describe(err error) error {
 	return fmt.Errorf("decide: %w", err)
 }
 
-// prepare makes d the question to the store.
+// prepare makes d the question to the store, in the memory that d has. The
+// resource's name is copied, as the request's bytes may not be kept.
 func (d *Decision) prepare(name []byte, r *rules) {
 	d.Allowed, d.Replayed, d.Never = false, false, false
 	d.resource = append(d.resource[:0], name...)

@@ -19,8 +19,14 @@ var errClosed = errors.New("the memory store is closed")
 
 // MemoryStore keeps buckets in the memory of this process, on its monotonic
 // clock. It holds at most a million buckets that are not full; then it forgets
-// the one that is nearest to full for each new one, and counts it. Deciding on
-// buckets that exist allocates nothing.
+// the one that is nearest to full for each new one, and counts it: whoever
+// floods it with keys pays for each, and the largest debts stay longest.
+// Deciding on buckets that exist allocates nothing.
+//
+// A bucket takes about 80 bytes besides its key. A Go map of pointers took
+// twice that, and could not say which bucket to forget. There is no goroutine
+// that cleans up: insertions look at a few due buckets, and ActiveKeys, which
+// metrics ask for, at all that are due.
 type MemoryStore struct {
 	now     func() int64 // microseconds
 	seed    maphash.Seed
@@ -76,6 +82,8 @@ func (m *MemoryStore) decideOnce(s *Spend, d *Decision) error {
 	return err
 }
 
+// replayOrSpend replays what the record says, or decides and remembers that it
+// allowed. It says whether a record is new.
 func (m *MemoryStore) replayOrSpend(hash uint64, s *Spend, d *Decision) (inserted bool, err error) {
 	sh := m.records.shard(hash)
 	sh.mu.Lock()
@@ -98,7 +106,8 @@ func (m *MemoryStore) replayOrSpend(hash uint64, s *Spend, d *Decision) (inserte
 	return inserted, nil
 }
 
-// replay allows without spending and shows the present state.
+// replay allows without spending and shows the present state. The record's
+// lock is still held, so that nobody else decides under the key meanwhile.
 func (m *MemoryStore) replay(s *Spend, d *Decision) {
 	look := Spend{Keys: s.Keys}
 	m.spend(&look, d)
@@ -108,9 +117,11 @@ func (m *MemoryStore) replay(s *Spend, d *Decision) {
 	}
 }
 
-// spend is a decision without idempotency key.
+// spend is a decision without idempotency key: all shards are locked, all
+// buckets are read, and only then is any written. The clock is read under the
+// locks, so that of two decisions on a bucket the later one sees the later time.
 func (m *MemoryStore) spend(s *Spend, d *Decision) {
-	var room [maxLimits]place
+	var room [maxLimits]place // on the stack; more limits than that allocate
 	places, set := room[:0], shardSet{}
 	for _, key := range s.Keys {
 		hash := maphash.Bytes(m.seed, key)
@@ -160,7 +171,9 @@ func (d *Decision) admit(cost int64) {
 }
 
 // write charges the limits and stores their buckets, and those that were
-// brought back from the future in any case.
+// brought back from the future in any case. A key that occurs twice is written
+// twice with the same bucket, as both were read before. It says whether a
+// bucket is new, which is when room may have to be made.
 func (m *MemoryStore) write(s *Spend, d *Decision, places []place, now int64) (inserted bool) {
 	for i := range places {
 		p, state := &places[i], &d.Limits[i]

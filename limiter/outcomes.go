@@ -10,7 +10,8 @@ import (
 	"github.com/VictoriaMetrics/metrics"
 )
 
-// outcome is an outcome label with its reason label.
+// outcome is an outcome label with its reason label. The reasons are few and
+// fixed; what a limit is about is in the limit label.
 type outcome uint8
 
 const (
@@ -89,6 +90,7 @@ func (o *Outcomes) Count(d *Decision, err error) {
 	}
 }
 
+// countDecision counts one decision once, and besides it the shadows.
 func (o *Outcomes) countDecision(d *Decision) {
 	if s := d.Binding(); s != nil {
 		o.counter(series{s.label(), d.outcome()}).Inc()
@@ -120,6 +122,7 @@ func (s *LimitState) label() string {
 	return s.Name
 }
 
+// counter finds a counter without a lock.
 func (o *Outcomes) counter(s series) *metrics.Counter {
 	if c, ok := (*o.counters.Load())[s]; ok {
 		return c

@@ -50,7 +50,8 @@ func ParseRate(s string) (Rate, error) {
 	return r, nil
 }
 
-// newRate takes tokens per microsecond.
+// newRate takes tokens per microsecond. A big.Rat is always in lowest terms,
+// which is what keeps the numerator and the denominator small.
 func newRate(exact *big.Rat) (Rate, error) {
 	if exact.Cmp(big.NewRat(1, 1)) > 0 || exact.Cmp(big.NewRat(1, slowest)) < 0 {
 		return Rate{}, errRateRange
@@ -62,6 +63,7 @@ func newRate(exact *big.Rat) (Rate, error) {
 	return Rate{n: n.Int64(), p: p.Int64()}, nil
 }
 
+// unitMicros is how many microseconds a unit of time has.
 func unitMicros(unit string) (int64, bool) {
 	switch unit {
 	case "s":

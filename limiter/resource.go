@@ -9,7 +9,8 @@ import (
 // Those beyond it are limited all the same.
 const maxSeen = 1000
 
-// rules are the limits of a resource as they run.
+// rules are the limits of a resource as they run. All resources that no
+// configuration names share one.
 type rules struct {
 	limits   []Limit
 	suffixes []string // what each adds to its key
@@ -22,7 +23,8 @@ type resource struct {
 	rules *rules
 }
 
-// newRules builds the rules of c; name is what a single limit is called.
+// newRules builds the rules of c; name is what a single limit is called. Only
+// limits from a list have a part of their own in the key.
 func newRules(c *ResourceConfig, name string) *rules {
 	r := &rules{limits: c.limits(name), smallest: MaxCapacity}
 	for i := range r.limits {
@@ -67,7 +69,8 @@ func (l *Limiter) find(w *work, name []byte) *resource {
 	return &w.unknown
 }
 
-// discover adds a resource to a copy of those known.
+// discover adds a resource to a copy of those known. A copy costs more with
+// each, but there are at most maxSeen of them in the life of a process.
 func (l *Limiter) discover(name string) *resource {
 	l.discovery.Lock()
 	defer l.discovery.Unlock()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -38,6 +39,7 @@ func testStore(t *testing.T, open func(t *testing.T) testedStore) {
 		"FarFutureIsBroughtBackOnDenial":    testFarFuture,
 		"ChangedCapacityKeepsDebt":          testChangedCapacity,
 		"ChangedRateKeepsDebt":              testChangedRate,
+		"NoWindowAdmitsMoreThanTheContract": testWindows,
 		"CostZeroSpendsNothing":             testCostZero,
 		"SameKeyTwiceIsOneBucket":           testSameKeyTwice,
 		"ReplaySpendsNothing":               testReplay,
@@ -280,6 +282,38 @@ func testChangedRate(t *testing.T, store testedStore) {
 	store.wantAllowed(t, false, 1, l)
 	store.advance(time.Microsecond)
 	store.wantAllowed(t, true, 1, l)
+}
+
+// testWindows lets a greedy client spend at random moments, while the clock
+// also steps back, and adds up every window.
+func testWindows(t *testing.T, store testedStore) {
+	type admission struct{ at, tokens int64 }
+	l := limitOf(t, "windows", 7, "33.333333/s")
+	rnd := rand.New(rand.NewPCG(9, 9))
+	var admitted []admission
+	for real := int64(0); len(admitted) < 300; {
+		by := time.Duration(rnd.IntN(100_000)) * time.Microsecond
+		real += by.Microseconds()
+		store.advance(by)
+		if rnd.IntN(50) == 0 {
+			store.advance(-time.Duration(rnd.IntN(140_000)) * time.Microsecond)
+		}
+		for _, cost := range []int64{4, 2, 1, 1} {
+			if store.decide(t, cost, l).Allowed {
+				admitted = append(admitted, admission{real, cost})
+			}
+		}
+	}
+	for i := range admitted {
+		var sum int64
+		for _, a := range admitted[i:] {
+			sum += a.tokens
+			gained := new(big.Rat).Mul(big.NewRat(a.at-admitted[i].at, 1), ratOf(l.limit.Rate))
+			if most := l.limit.Capacity + floorRat(gained); sum > most {
+				t.Fatalf("%d tokens in %d us, want at most %d", sum, a.at-admitted[i].at, most)
+			}
+		}
+	}
 }
 
 func testCostZero(t *testing.T, store testedStore) {

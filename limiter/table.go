@@ -20,12 +20,16 @@ const (
 // table is a bounded hash table of buckets in shards. Each shard knows which
 // of its buckets is full first, so that room is made by forgetting the one
 // that costs least: a full one, wherever it is, else the nearest to full.
+//
+// There is no lock of the whole table. A decision holds the locks of its own
+// shards, always taken in ascending order; making room takes one at a time.
 type table struct {
 	max  int64
 	size atomic.Int64
 	_    [48]byte
 	// first is when the first bucket of each shard is full at the earliest;
 	// never if it has none. Written under the shard's lock.
+	// It is packed, so that looking for the minimum reads 32 cache lines.
 	first  [shards]atomic.Int64
 	shards [shards]shard
 }
@@ -70,6 +74,7 @@ func (t *table) unlock(sh *shard) {
 	sh.mu.Unlock()
 }
 
+// publishLocked tells the table what other shards need to know of this one.
 func (t *table) publishLocked(sh *shard) {
 	if first := sh.firstDue(); t.first[sh.index].Load() != first {
 		t.first[sh.index].Store(first)
@@ -131,7 +136,8 @@ func (t *table) shrink(now func() int64) (lost uint64) {
 }
 
 // earliest is the shard whose first bucket is full first, and when the next
-// shard's is.
+// shard's is. Both are lower bounds: a charged bucket may be full later than
+// its shard has published.
 func (t *table) earliest() (index int, next int64) {
 	index, first, next := none, int64(never), int64(never)
 	for i := range t.first {
@@ -220,7 +226,8 @@ func (s *shard) find(hash uint64, key []byte) int32 {
 }
 
 // insert adds an entry that is not there, at the end of the heap: set, which
-// must follow, puts it in its place.
+// must follow, puts it in its place. It copies the key. Slices grow as append
+// grows them, which wastes less than doubling; slots are at most 3/4 full.
 func (s *shard) insert(hash uint64, key []byte) int32 {
 	if s.live == len(s.heap) {
 		s.heap = append(s.heap, int32(len(s.entries)))
@@ -272,7 +279,8 @@ func (s *shard) unlink(index int32) {
 	s.slots[hole] = 0
 }
 
-// set stores a bucket and when it is full.
+// set stores a bucket and when it is full. The heap is only touched if that is
+// earlier than before: mostly it is later, and a spend costs no sifting.
 func (s *shard) set(index int32, b Bucket, full int64) {
 	e := &s.entries[index]
 	e.bucket, e.full = b, full
@@ -296,7 +304,8 @@ func (s *shard) remove(index int32) {
 	}
 }
 
-// expire removes entries that are full, in at most so many steps.
+// expire removes entries that are full, in at most so many steps. A step may
+// also find that an entry was charged since, and put it further back.
 func (s *shard) expire(now int64, steps int) {
 	for ; steps > 0 && s.live > 0; steps-- {
 		first := s.heap[0]
@@ -313,7 +322,8 @@ func (s *shard) expire(now int64, steps int) {
 	}
 }
 
-// settle makes the heap's first entry the one that is full first.
+// settle makes the heap's first entry the one that is full first: as due never
+// exceeds full, that is so once the first's due is exact.
 func (s *shard) settle() {
 	for s.live > 0 {
 		e := &s.entries[s.heap[0]]
@@ -325,6 +335,7 @@ func (s *shard) settle() {
 	}
 }
 
+// firstDue is when the first entry is full at the earliest; never without one.
 func (s *shard) firstDue() int64 {
 	if s.live == 0 {
 		return never
@@ -334,6 +345,7 @@ func (s *shard) firstDue() int64 {
 
 func (s *shard) dueAt(position int32) int64 { return s.entries[s.heap[position]].due }
 
+// up moves an entry towards the front while it is due before its parent.
 func (s *shard) up(position int32) {
 	for position > 0 {
 		parent := (position - 1) / 2
@@ -345,6 +357,7 @@ func (s *shard) up(position int32) {
 	}
 }
 
+// down moves an entry back while one of its children is due before it.
 func (s *shard) down(position int32) {
 	for {
 		child := 2*position + 1

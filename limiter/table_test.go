@@ -86,7 +86,7 @@ func TestShardForgetsTheFirstAfterSettling(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(4, 4))
 	s := &shard{}
 	for i := range 300 {
-		index := s.insert(uint64(i)<<32, []byte(fmt.Sprint("key", i)))
+		index := s.insert(uint64(i)<<32, fmt.Append(nil, "key", i))
 		s.set(index, Bucket{}, rnd.Int64N(1000))
 		s.set(index, Bucket{}, rnd.Int64N(5000))
 	}
@@ -104,7 +104,7 @@ func TestShardForgetsTheFirstAfterSettling(t *testing.T) {
 func TestFreeEntriesAreUsedAgain(t *testing.T) {
 	s := &shard{}
 	for i := range 10_000 {
-		index := s.insert(uint64(i)<<32, []byte(fmt.Sprint("key", i)))
+		index := s.insert(uint64(i)<<32, fmt.Append(nil, "key", i))
 		s.set(index, Bucket{}, 1)
 		if s.live > 10 {
 			s.remove(s.heap[0])
@@ -137,7 +137,7 @@ func TestSweepGivesBackWhatAFloodTook(t *testing.T) {
 	}
 	checkShard(t, sh, want)
 	for i := 0; i < 5000; i += 50 {
-		entry, added := m.put(sh, uint64(i)<<32, []byte(fmt.Sprint("key", i)))
+		entry, added := m.put(sh, uint64(i)<<32, fmt.Append(nil, "key", i))
 		if added || sh.entries[entry].bucket.Debt != int64(i) {
 			t.Fatalf("bucket %d is lost", i)
 		}
