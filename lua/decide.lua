@@ -18,16 +18,18 @@
 -- and '>I4' frac only if that moment is frac/n microseconds later. Its time to live is the time
 -- to full, in ms rounded up: no key, full bucket. (A rate that becomes slower counts from the next
 -- charge: until then the key lives for the time that the old rate needs.) Record: the cost in decimal.
--- Measured on Redis 7.0.15, 2 cores, 1,000,000 buckets of users with ids of 20 bytes: used_memory
--- per bucket, and usec_per_call of EVALSHA when a bucket is created, charged again, refused.
+--
+-- Measured on Redis 7.0.15, 2 cores, 1,000,000 buckets of users with ids of 20 bytes (keys like
+-- r8:{u:01234567890123456789}:read): used_memory per bucket, and usec_per_call of EVALSHA when a bucket is created, charged again, refused.
 --   packed string           161 B   8.0 us   7.7 us   5.2 us
 --   text string 'debt at'   177 B   8.1 us   8.5 us   6.0 us
 --   hash of two fields      177 B   8.9 us   8.8 us   6.3 us   (HMGET, HSET, PEXPIRE)
 -- One packed ARGV instead of six in decimal: 0.2 to 1.1 us less.
 --
 -- Every number is a double that holds an integer below 2^53, so it is exact (microseconds until the
--- year 2255). All is checked before the first write; with the header `#!lua` (Redis 7.0 or later) Redis also refuses a script that
--- could not write (OOM, replica, disk) before it starts, not in the middle.
+-- year 2255). All is checked before the first write; with the header `#!lua` (Redis 7.0 or later)
+-- Redis also refuses a script that could not write (OOM, replica, disk) before it starts, not in
+-- the middle.
 local unpack, pack, floor = struct.unpack, struct.pack, math.floor
 local call = redis.call
 local TWO26, TWO53 = 67108864, 9007199254740992
