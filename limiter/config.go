@@ -1,0 +1,186 @@
+package limiter
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+const (
+	// maxLimits is how many limits a resource may have.
+	maxLimits = 16
+	// maxIdempotencyTTL keeps the memory that idempotency keys take bounded.
+	maxIdempotencyTTL = 7 * 24 * time.Hour
+)
+
+// Config is what the configuration says below `limiter`.
+type Config struct {
+	// Default is the limit of every resource that Resources lacks. Each such
+	// resource has buckets of its own.
+	Default ResourceConfig `yaml:"default"`
+	// Resources are the limits of resources by name.
+	Resources map[string]ResourceConfig `yaml:"resources"`
+	// IdempotencyTTL is how long an allowed decision is remembered under its
+	// idempotency key, from 1ms to 168h.
+	IdempotencyTTL time.Duration `yaml:"idempotency_ttl"`
+	// Headers are the fields on answers: "draft" (RateLimit, RateLimit-Policy),
+	// "legacy" (X-RateLimit-*), both or none.
+	Headers []string `yaml:"headers"`
+	// Redis is where the buckets are; nil for the memory of this process.
+	Redis *RedisConfig `yaml:"redis"`
+}
+
+// ResourceConfig is either one limit that is named after the resource, or a
+// list of Limits.
+type ResourceConfig struct {
+	Capacity   int64         `yaml:"capacity"`    // tokens, 1 to MaxCapacity
+	RefillRate Rate          `yaml:"refill_rate"` // see ParseRate
+	Limits     []LimitConfig `yaml:"limits"`
+}
+
+// LimitConfig is one of several limits of a resource.
+type LimitConfig struct {
+	Name       string `yaml:"name"`   // unique in its resource
+	Per        string `yaml:"per"`    // "user" (default) or "resource"
+	Shadow     bool   `yaml:"shadow"` // decides nothing, is counted and logged
+	Capacity   int64  `yaml:"capacity"`
+	RefillRate Rate   `yaml:"refill_rate"`
+}
+
+// DefaultConfig is what holds where the configuration says nothing: 10 tokens,
+// 5 more each second, in memory.
+func DefaultConfig() Config {
+	return Config{
+		Default:        builtIn(),
+		IdempotencyTTL: time.Minute,
+		Headers:        []string{"draft"},
+	}
+}
+
+func builtIn() ResourceConfig {
+	rate, _ := ParseRate("5/s")
+	return ResourceConfig{Capacity: 10, RefillRate: rate}
+}
+
+// Validate reports every problem of c. Paths are relative to `limiter`, like
+// resources.search.limits[1].name.
+func (c *Config) Validate(report func(path, problem string)) {
+	byDefault := c.Default
+	if len(byDefault.Limits) > 0 && byDefault.isBuiltIn() {
+		// The file gave only limits; the rest is what DefaultConfig put there.
+		byDefault.Capacity, byDefault.RefillRate = 0, Rate{}
+	}
+	byDefault.validate("default", report)
+	for _, name := range sortedKeys(c.Resources) {
+		path := "resources." + name
+		if name == "" {
+			report("resources", "a resource has an empty name")
+		}
+		resource := c.Resources[name]
+		resource.validate(path, report)
+	}
+	if c.IdempotencyTTL < time.Millisecond || c.IdempotencyTTL > maxIdempotencyTTL {
+		report("idempotency_ttl", fmt.Sprintf("must be from 1ms to 168h, is %v", c.IdempotencyTTL))
+	}
+	c.validateHeaders(report)
+	if c.Redis != nil {
+		c.Redis.Validate(below("redis", report))
+	}
+}
+
+// below reports on what is inside path.
+func below(path string, report func(path, problem string)) func(path, problem string) {
+	return func(inner, problem string) {
+		if inner != "" {
+			inner = "." + inner
+		}
+		report(path+inner, problem)
+	}
+}
+
+func (c *Config) validateHeaders(report func(path, problem string)) {
+	for i, h := range c.Headers {
+		path := fmt.Sprintf("headers[%d]", i)
+		if h != "draft" && h != "legacy" {
+			report(path, fmt.Sprintf("%q is unknown; write draft or legacy", h))
+		}
+		if slices.Contains(c.Headers[:i], h) {
+			report(path, fmt.Sprintf("%q is there twice; remove one", h))
+		}
+	}
+}
+
+// isBuiltIn says whether the single limit is the one of DefaultConfig.
+func (c *ResourceConfig) isBuiltIn() bool {
+	b := builtIn()
+	return c.Capacity == b.Capacity && c.RefillRate == b.RefillRate
+}
+
+func (c *ResourceConfig) validate(path string, report func(path, problem string)) {
+	single := c.Capacity != 0 || !c.RefillRate.isZero()
+	switch {
+	case len(c.Limits) == 0 && !single:
+		report(path, "has no limit; give capacity and refill_rate, or limits")
+	case len(c.Limits) == 0:
+		validateBucket(path, c.Capacity, c.RefillRate, report)
+	case single:
+		report(path, "has both limits and a capacity or refill_rate of its own; keep one of the two forms")
+	}
+	c.validateLimits(path+".limits", report)
+}
+
+func (c *ResourceConfig) validateLimits(path string, report func(path, problem string)) {
+	if len(c.Limits) > maxLimits {
+		report(path, fmt.Sprintf("has %d limits; at most %d are possible", len(c.Limits), maxLimits))
+	}
+	seen := map[string]bool{}
+	for i := range c.Limits {
+		l := &c.Limits[i]
+		at := fmt.Sprintf("%s[%d]", path, i)
+		if seen[l.Name] && l.Name != "" {
+			report(at+".name", fmt.Sprintf("%q is the name of a limit before; names must be unique in a resource", l.Name))
+		}
+		seen[l.Name] = true
+		l.validate(at, report)
+	}
+	if len(c.Limits) > 0 && !slices.ContainsFunc(c.Limits, func(l LimitConfig) bool { return !l.Shadow }) {
+		report(path, "are all shadows; at least one must decide")
+	}
+}
+
+func (c *LimitConfig) validate(path string, report func(path, problem string)) {
+	if c.Name == "" {
+		report(path+".name", "is missing; each of several limits needs a name")
+	}
+	if _, ok := scopes[c.Per]; !ok {
+		report(path+".per", fmt.Sprintf("%q is unknown; write user or resource", c.Per))
+	}
+	validateBucket(path, c.Capacity, c.RefillRate, report)
+}
+
+func validateBucket(path string, capacity int64, rate Rate, report func(path, problem string)) {
+	if capacity < 1 || capacity > MaxCapacity {
+		report(path+".capacity", fmt.Sprintf("must be from 1 to %d tokens, is %d", MaxCapacity, capacity))
+	}
+	if rate.isZero() {
+		report(path+".refill_rate", "is missing; write a rate like 10/s, 0.5/m, 100/h or 5000/d")
+	}
+}
+
+// scopes are the words of `per`.
+var scopes = map[string]Scope{"": PerUser, "user": PerUser, "resource": PerResource}
+
+// limits are the limits as they run. A single limit has the given name.
+func (c *ResourceConfig) limits(name string) []Limit {
+	if len(c.Limits) == 0 {
+		return []Limit{{Name: name, Capacity: c.Capacity, Rate: c.RefillRate}}
+	}
+	limits := make([]Limit, len(c.Limits))
+	for i, l := range c.Limits {
+		limits[i] = Limit{
+			Name: l.Name, Scope: scopes[l.Per], Shadow: l.Shadow,
+			Capacity: l.Capacity, Rate: l.RefillRate,
+		}
+	}
+	return limits
+}

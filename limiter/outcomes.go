@@ -1,0 +1,143 @@
+package limiter
+
+import (
+	"errors"
+	"maps"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/VictoriaMetrics/metrics"
+)
+
+// outcome is an outcome label with its reason label.
+type outcome uint8
+
+const (
+	allowed outcome = iota
+	replayed
+	denied
+	tooLarge
+	shadowDenied
+	storeFailed
+	keyReused
+)
+
+// outcomeLabels are the labels of each outcome.
+var outcomeLabels = [...]string{
+	allowed:      `outcome="allow",reason="tokens"`,
+	replayed:     `outcome="allow",reason="replayed"`,
+	denied:       `outcome="deny",reason="tokens"`,
+	tooLarge:     `outcome="deny",reason="cost_exceeds_capacity"`,
+	shadowDenied: `outcome="shadow_deny",reason="tokens"`,
+	storeFailed:  `outcome="error",reason="store"`,
+	keyReused:    `outcome="error",reason="idempotency_key_reused"`,
+}
+
+// outcomeSet holds the Outcomes of all routes.
+type outcomeSet struct {
+	series *metrics.Set
+	mu     sync.Mutex // guards routes
+	routes map[string]*Outcomes
+}
+
+func (s *outcomeSet) init() {
+	s.series = metrics.NewSet()
+	s.routes = map[string]*Outcomes{}
+}
+
+// Outcomes counts the decisions of one route by limit, outcome and reason. It
+// is safe for concurrent use, and lock-free but for a pair's first time.
+type Outcomes struct {
+	route    string // escaped for a label
+	set      *outcomeSet
+	counters atomic.Pointer[map[series]*metrics.Counter] // replaced, never changed
+}
+
+// series is one counter of a route. Limit names come from the configuration
+// alone, so there are few.
+type series struct {
+	limit   string
+	outcome outcome
+}
+
+// Outcomes returns the counters of a route, the same for the same name. Routes
+// must come from the configuration: each name stays for good.
+func (l *Limiter) Outcomes(route string) *Outcomes {
+	s := &l.decisions
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o, ok := s.routes[route]
+	if !ok {
+		o = &Outcomes{route: labelEscapes.Replace(route), set: s}
+		o.counters.Store(&map[series]*metrics.Counter{})
+		s.routes[route] = o
+	}
+	return o
+}
+
+// Count counts what Decide answered: d under its binding limit, and each shadow
+// limit that would have refused; or err, with no limit.
+func (o *Outcomes) Count(d *Decision, err error) {
+	switch {
+	case errors.Is(err, ErrKeyReused):
+		o.counter(series{"", keyReused}).Inc()
+	case err != nil:
+		o.counter(series{"", storeFailed}).Inc()
+	default:
+		o.countDecision(d)
+	}
+}
+
+func (o *Outcomes) countDecision(d *Decision) {
+	if s := d.Binding(); s != nil {
+		o.counter(series{s.label(), d.outcome()}).Inc()
+	}
+	for i := range d.Limits {
+		if s := &d.Limits[i]; s.Shadow && s.Denied {
+			o.counter(series{s.label(), shadowDenied}).Inc()
+		}
+	}
+}
+
+func (d *Decision) outcome() outcome {
+	switch {
+	case d.Replayed:
+		return replayed
+	case d.Allowed:
+		return allowed
+	case d.Never:
+		return tooLarge
+	}
+	return denied
+}
+
+// label is what metrics call the limit: never what a client chose.
+func (s *LimitState) label() string {
+	if s.Name == "" {
+		return "default"
+	}
+	return s.Name
+}
+
+func (o *Outcomes) counter(s series) *metrics.Counter {
+	if c, ok := (*o.counters.Load())[s]; ok {
+		return c
+	}
+	return o.add(s)
+}
+
+// add makes the counter of a series that is seen for the first time.
+func (o *Outcomes) add(s series) *metrics.Counter {
+	o.set.mu.Lock()
+	defer o.set.mu.Unlock()
+	known := maps.Clone(*o.counters.Load())
+	c := o.set.series.GetOrCreateCounter(`r8limiter_decisions_total{route="` + o.route + `",limit="` +
+		labelEscapes.Replace(s.limit) + `",` + outcomeLabels[s.outcome] + `}`)
+	known[s] = c
+	o.counters.Store(&known)
+	return c
+}
+
+// labelEscapes is what Prometheus' text format asks of a label's value.
+var labelEscapes = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
