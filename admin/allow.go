@@ -18,6 +18,16 @@ var defaultResource = []byte("default")
 // headerIdempotencyKey is draft-ietf-httpapi-idempotency-key-header's.
 const headerIdempotencyKey = "Idempotency-Key"
 
+// Names of fields as they are spelled: fasthttp would make it Ratelimit.
+var (
+	namePolicy     = []byte("RateLimit-Policy")
+	nameRateLimit  = []byte("RateLimit")
+	nameLimit      = []byte("X-RateLimit-Limit")
+	nameRemaining  = []byte("X-RateLimit-Remaining")
+	nameReset      = []byte("X-RateLimit-Reset")
+	nameRetryAfter = []byte("Retry-After")
+)
+
 // allow answers POST /allow: it decides, spends and says so.
 func (s *Server) allow(x *exchange) {
 	if !s.mayAsk(x) {
@@ -63,7 +73,7 @@ func (x *exchange) answerDecision(fields limiter.HeaderSet) {
 	}
 	status, b := fasthttp.StatusOK, append(x.body[:0], `{"allowed": true`...)
 	if !d.Allowed {
-		x.setNumber(fasthttp.HeaderRetryAfter, d.RetryAfterSeconds())
+		x.setNumber(nameRetryAfter, d.RetryAfterSeconds())
 		status, b = fasthttp.StatusTooManyRequests, append(x.body[:0], `{"allowed": false`...)
 	}
 	b = appendSeconds(append(b, `, "retry_after": `...), d.RetryAfter())
@@ -78,20 +88,20 @@ func (x *exchange) setRateLimit(fields limiter.HeaderSet) {
 	d, h := &x.decision, &x.ctx.Response.Header
 	if fields.Draft {
 		x.body = d.AppendPolicy(x.body[:0])
-		h.SetBytesV("RateLimit-Policy", x.body)
+		h.SetCanonical(namePolicy, x.body)
 		x.body = d.AppendRateLimit(x.body[:0])
-		h.SetBytesV("RateLimit", x.body)
+		h.SetCanonical(nameRateLimit, x.body)
 	}
 	if l := d.Binding(); fields.Legacy && l != nil {
-		x.setNumber("X-RateLimit-Limit", l.Capacity)
-		x.setNumber("X-RateLimit-Remaining", int64(math.Floor(d.TokensLeft())))
-		x.setNumber("X-RateLimit-Reset", int64((d.Reset()+time.Second-1)/time.Second))
+		x.setNumber(nameLimit, l.Capacity)
+		x.setNumber(nameRemaining, int64(math.Floor(d.TokensLeft())))
+		x.setNumber(nameReset, int64((d.Reset()+time.Second-1)/time.Second))
 	}
 }
 
-func (x *exchange) setNumber(name string, n int64) {
+func (x *exchange) setNumber(name []byte, n int64) {
 	x.body = strconv.AppendInt(x.body[:0], n, 10)
-	x.ctx.Response.Header.SetBytesV(name, x.body)
+	x.ctx.Response.Header.SetCanonical(name, x.body)
 }
 
 // allowParam is a set of parameters of /allow.
@@ -117,14 +127,9 @@ func (x *exchange) readAllow() error {
 	x.request = limiter.Request{Resource: defaultResource, Cost: 1}
 	var seen allowParam
 	for name, value, rest, ok := cutPair(x.query); ok; name, value, rest, ok = cutPair(rest) {
-		param, err := x.readParam(name, value)
-		if err != nil {
+		if err := x.readParam(name, value, &seen); err != nil {
 			return err
 		}
-		if seen&param != 0 {
-			return fmt.Errorf("parameter %s is given more than once", quote(name))
-		}
-		seen |= param
 	}
 	if seen&paramUser == 0 {
 		return errors.New("parameter user_id is missing: say whose tokens to spend, as in /allow?user_id=alice")
@@ -135,30 +140,50 @@ func (x *exchange) readAllow() error {
 	return nil
 }
 
-// readParam reads one parameter into x.request and says which it was.
-func (x *exchange) readParam(name, value []byte) (allowParam, error) {
+// readParam reads one parameter into x.request, unless it was seen before.
+func (x *exchange) readParam(name, value []byte, seen *allowParam) error {
 	name, err := x.decode(name, ' ')
 	if err != nil {
-		return 0, err
+		return err
 	}
 	if value, err = x.decode(value, ' '); err != nil {
-		return 0, fmt.Errorf("parameter %s: %w", quote(name), err)
+		return fmt.Errorf("parameter %s: %w", quote(name), err)
 	}
+	param := paramNamed(name)
+	if *seen&param != 0 {
+		return fmt.Errorf("parameter %s is given more than once", quote(name))
+	}
+	*seen |= param
+	switch param {
+	case paramUser:
+		x.request.User = value
+		return notEmpty(name, value)
+	case paramResource:
+		x.request.Resource = value
+		return notEmpty(name, value)
+	case paramCost:
+		x.request.Cost, err = parseCost(value)
+		return err
+	case paramIdempotency:
+		x.request.IdempotencyKey, err = x.unquote(value)
+		return err
+	}
+	return fmt.Errorf("unknown parameter %s: there are user_id, resource, cost and idempotency", quote(name))
+}
+
+// paramNamed is 0 for a name that no parameter has.
+func paramNamed(name []byte) allowParam {
 	switch string(name) {
 	case "user_id":
-		x.request.User = value
-		return paramUser, notEmpty(name, value)
+		return paramUser
 	case "resource":
-		x.request.Resource = value
-		return paramResource, notEmpty(name, value)
+		return paramResource
 	case "cost":
-		x.request.Cost, err = parseCost(value)
-		return paramCost, err
+		return paramCost
 	case "idempotency":
-		x.request.IdempotencyKey, err = x.unquote(value)
-		return paramIdempotency, err
+		return paramIdempotency
 	}
-	return 0, fmt.Errorf("unknown parameter %s: there are user_id, resource, cost and idempotency", quote(name))
+	return 0
 }
 
 func notEmpty(name, value []byte) error {
