@@ -77,7 +77,7 @@ func (s *Server) demand(g *guard, x *exchange) bool {
 	if g.knows(x) {
 		return true
 	}
-	x.ctx.Response.Header.Set(fasthttp.HeaderWWWAuthenticate, "Bearer")
+	x.ctx.Response.Header.SetCanonical([]byte("WWW-Authenticate"), []byte("Bearer"))
 	x.refuse(fasthttp.StatusUnauthorized, "send the token in one Authorization: Bearer field")
 	return false
 }
