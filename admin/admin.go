@@ -45,7 +45,6 @@ type Server struct {
 	adminGuard guard
 	allowGuard guard
 	http       *fasthttp.Server
-	endpoints  map[string]*endpoint
 
 	outcomes *limiter.Outcomes
 	set      *metrics.Set
@@ -57,22 +56,25 @@ type Server struct {
 	stopOnce sync.Once
 }
 
+// What an endpoint allows.
+const (
+	reading = "GET, HEAD"
+	posting = "POST"
+)
+
 // endpoint is what is served under one path.
 type endpoint struct {
-	methods string // those allowed, as in an Allow field: all but the first are its synonyms
+	methods string // reading or posting
 	serve   func(*Server, *exchange)
 	quiet   bool // asked every few seconds by machines: logged only at debug
 }
 
 func (e *endpoint) allows(method []byte) bool {
-	first, second, _ := bytes.Cut([]byte(e.methods), []byte(", "))
-	return bytes.Equal(method, first) || len(second) > 0 && bytes.Equal(method, second)
+	if e.methods == posting {
+		return string(method) == fasthttp.MethodPost
+	}
+	return string(method) == fasthttp.MethodGet || string(method) == fasthttp.MethodHead
 }
-
-const (
-	reading = "GET, HEAD"
-	posting = "POST"
-)
 
 // endpoints are matched on the raw target: no spelling but these reaches one.
 var endpoints = map[string]*endpoint{
@@ -94,17 +96,21 @@ func New(c Config, d Deps) *Server {
 		Deps:       d,
 		adminGuard: newGuard(c.Token),
 		allowGuard: newGuard(c.AllowToken),
-		endpoints:  endpoints,
 		outcomes:   d.Limiter.Outcomes("/allow"),
 		set:        metrics.NewSet(),
 		stop:       make(chan struct{}),
 	}
 	s.latency = s.set.NewPrometheusHistogramExt(`request_latency_seconds{endpoint="/allow"}`, latencyBuckets)
 	s.panics = s.set.NewCounter(`r8limiter_panics_total{listener="control"}`)
-	s.http = &fasthttp.Server{
+	s.http = s.newHTTP()
+	return s
+}
+
+func (s *Server) newHTTP() *fasthttp.Server {
+	return &fasthttp.Server{
 		Handler:                      s.handle,
 		ErrorHandler:                 s.handleBroken,
-		Logger:                       quietLogger{d.Log},
+		Logger:                       quietLogger{s.Log},
 		ReadTimeout:                  readTimeout,
 		WriteTimeout:                 writeTimeout,
 		IdleTimeout:                  idleTimeout,
@@ -116,7 +122,6 @@ func New(c Config, d Deps) *Server {
 		DisablePreParseMultipartForm: true,
 		CloseOnShutdown:              true,
 	}
-	return s
 }
 
 // Serve answers on ln until Shutdown, then returns nil. A shortage of file
@@ -179,7 +184,7 @@ func (s *Server) route(x *exchange) {
 	if isAdmin(x.path) && !s.mayAdminister(x) {
 		return
 	}
-	e := s.find(x)
+	e := find(x)
 	if e == nil {
 		x.refuse(fasthttp.StatusNotFound, "there is nothing here")
 		return
@@ -199,8 +204,9 @@ func isAdmin(path []byte) bool {
 	return ok && (len(rest) == 0 || rest[0] == '/')
 }
 
-func (s *Server) find(x *exchange) *endpoint {
-	if e := s.endpoints[string(x.path)]; e != nil {
+// find returns nil if x's path is nobody's.
+func find(x *exchange) *endpoint {
+	if e := endpoints[string(x.path)]; e != nil {
 		return e
 	}
 	// An id is one segment: a slash that is part of it is escaped.

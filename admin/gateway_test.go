@@ -34,14 +34,14 @@ type setup struct {
 }
 
 // frozen are limits that gain nothing a test could see: 1 token in 30 days.
-func frozen(t *testing.T, capacity int64) limiter.Config {
+func frozen(t testing.TB, capacity int64) limiter.Config {
 	t.Helper()
 	c := limiter.DefaultConfig()
 	c.Default = limiter.ResourceConfig{Capacity: capacity, RefillRate: rate(t, "0.034/d")}
 	return c
 }
 
-func rate(t *testing.T, text string) limiter.Rate {
+func rate(t testing.TB, text string) limiter.Rate {
 	t.Helper()
 	r, err := limiter.ParseRate(text)
 	if err != nil {
@@ -50,7 +50,7 @@ func rate(t *testing.T, text string) limiter.Rate {
 	return r
 }
 
-func newGateway(t *testing.T, s setup) *gateway {
+func newGateway(t testing.TB, s setup) *gateway {
 	t.Helper()
 	if s.limits.Default.Capacity == 0 {
 		s.limits = frozen(t, 10)
