@@ -64,7 +64,6 @@ type Decision struct {
 
 	resource []byte // the resource's name, for limits named after it
 	binding  int    // index into Limits; see Binding
-	buckets  []Bucket
 }
 
 // LimitState is what a decision found in one bucket.

@@ -1,0 +1,49 @@
+//go:build !race
+
+// The race detector makes sync.Pool lose what it holds, on purpose.
+
+package limiter
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestDecidingOnKnownBucketsAllocatesNothing(t *testing.T) {
+	l := newTestedLimiter(t, `
+resources:
+  search:
+    limits:
+      - {name: burst, capacity: 1000000000, refill_rate: 1/s}
+      - {name: everyone, per: resource, capacity: 1000000000, refill_rate: 1/s}
+      - {name: shadow, shadow: true, capacity: 1, refill_rate: 1/s}`)
+	long := strings.Repeat("long and hostile {u:} ", 10)
+	outcomes := l.Outcomes("route")
+	d, field := &Decision{}, make([]byte, 0, 1024)
+	first := Request{User: []byte("a"), Resource: []byte("search"), Cost: 1, IdempotencyKey: []byte("k")}
+	if err := l.Decide(&first, d); err != nil {
+		t.Fatal(err)
+	}
+	for name, req := range map[string]Request{
+		"allowed":          {User: []byte("a"), Resource: []byte("search"), Cost: 1},
+		"long user":        {User: []byte(long), Resource: []byte("search"), Cost: 1},
+		"denied":           {User: []byte("a"), Resource: []byte("unconfigured"), Cost: 10},
+		"never":            {User: []byte("a"), Resource: []byte("unconfigured"), Cost: 11},
+		"look":             {User: []byte("a"), Resource: []byte("search"), Cost: 0},
+		"idempotency key":  {User: []byte("a"), Resource: []byte("search"), Cost: 1, IdempotencyKey: []byte("k")},
+		"reused, an error": {User: []byte("a"), Resource: []byte("search"), Cost: 2, IdempotencyKey: []byte("k")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			allocations := testing.AllocsPerRun(200, func() {
+				err := l.Decide(&req, d)
+				outcomes.Count(d, err)
+				if err == nil {
+					field = d.AppendPolicy(d.AppendRateLimit(field[:0]))
+				}
+			})
+			if allocations != 0 {
+				t.Errorf("%v allocations, want none", allocations)
+			}
+		})
+	}
+}
