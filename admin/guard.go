@@ -1,0 +1,100 @@
+package admin
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/subtle"
+	"net"
+	"net/netip"
+
+	"github.com/valyala/fasthttp"
+)
+
+// guard admits those who know a token. The zero value is a guard without one.
+type guard struct {
+	set    bool
+	digest [sha256.Size]byte
+}
+
+func newGuard(token string) guard {
+	return guard{set: token != "", digest: sha256.Sum256([]byte(token))}
+}
+
+// knows says whether the request names the token in its one Authorization
+// field. Digests are compared since ConstantTimeCompare returns at once on
+// different lengths, which would tell the token's.
+func (g *guard) knows(x *exchange) bool {
+	fields := x.ctx.Request.Header.PeekAll(fasthttp.HeaderAuthorization)
+	if len(fields) != 1 || namesToken(x.query) {
+		return false
+	}
+	scheme, token, _ := bytes.Cut(fields[0], []byte(" "))
+	if !equalFold(scheme, "Bearer") {
+		return false
+	}
+	digest := sha256.Sum256(bytes.TrimLeft(token, " "))
+	return subtle.ConstantTimeCompare(digest[:], g.digest[:]) == 1
+}
+
+// namesToken says whether a query carries a token. One there ends up in logs
+// and histories, so it is refused even beside a good one (RFC 6750 section 5.3).
+func namesToken(query []byte) bool {
+	for name, _, rest, ok := cutPair(query); ok; name, _, rest, ok = cutPair(rest) {
+		if equalFold(name, "token") || equalFold(name, "access_token") {
+			return true
+		}
+	}
+	return false
+}
+
+// mayAdminister guards everything under /admin and answers those it refuses.
+func (s *Server) mayAdminister(x *exchange) bool {
+	if s.adminGuard.set {
+		return s.demand(&s.adminGuard, x)
+	}
+	if x.peer.IsLoopback() && isLocalHost(x.ctx.Request.Header.Host()) {
+		return true
+	}
+	x.refuse(fasthttp.StatusForbidden, "without admin.token only this machine may use /admin, by the name localhost or an IP address: set admin.token and send it as Authorization: Bearer")
+	return false
+}
+
+// mayAsk guards /allow and answers those it refuses. Without a token the one
+// thing refused is a web page that makes its visitor's browser spend tokens on
+// the visitor's own machine; browsers send Origin with every POST.
+func (s *Server) mayAsk(x *exchange) bool {
+	if s.allowGuard.set {
+		return s.demand(&s.allowGuard, x)
+	}
+	if x.peer.IsLoopback() && len(x.ctx.Request.Header.PeekAll(fasthttp.HeaderOrigin)) > 0 {
+		x.refuse(fasthttp.StatusForbidden, "/allow is not for web pages: set admin.allow_token and send it as Authorization: Bearer")
+		return false
+	}
+	return true
+}
+
+func (s *Server) demand(g *guard, x *exchange) bool {
+	if g.knows(x) {
+		return true
+	}
+	x.ctx.Response.Header.SetCanonical([]byte("WWW-Authenticate"), []byte("Bearer"))
+	x.refuse(fasthttp.StatusUnauthorized, "send the token in one Authorization: Bearer field")
+	return false
+}
+
+// isLocalHost says whether a Host field is localhost or an IP address. Any
+// other name may be one that an attacker's DNS has pointed at this machine, so
+// that a browser here takes the attacker's page to be of the same origin.
+func isLocalHost(host []byte) bool {
+	name := string(host)
+	if h, _, err := net.SplitHostPort(name); err == nil {
+		name = h
+	} else if n := len(name); n > 2 && name[0] == '[' && name[n-1] == ']' {
+		name = name[1 : n-1]
+	}
+	if equalFold([]byte(name), "localhost") {
+		return true
+	}
+	_, err := netip.ParseAddr(name)
+	return err == nil
+}

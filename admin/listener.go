@@ -1,0 +1,65 @@
+package admin
+
+import (
+	"errors"
+	"io"
+	"net"
+	"syscall"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// How long Accept waits after the first failure, and at most, before it tries
+// again. The same as in net/http.
+const (
+	minAcceptDelay = 5 * time.Millisecond
+	maxAcceptDelay = time.Second
+)
+
+// patientListener is a listener whose Accept outlives a shortage of file
+// descriptors or memory. fasthttp takes EMFILE for permanent (acceptConn in
+// its server.go), so that a burst of connections would end the listener.
+type patientListener struct {
+	net.Listener
+	stop <-chan struct{} // closed by Shutdown
+	log  zerolog.Logger
+}
+
+// Accept returns io.EOF, which fasthttp takes for an orderly end, once stop is
+// closed, also when that was before the server knew of this listener.
+func (l *patientListener) Accept() (net.Conn, error) {
+	for delay := minAcceptDelay; ; delay = min(2*delay, maxAcceptDelay) {
+		select {
+		case <-l.stop:
+			_ = l.Close() // closed already, or nobody else would
+			return nil, io.EOF
+		default:
+		}
+		c, err := l.Listener.Accept()
+		if err == nil || !isShortage(err) {
+			return c, err
+		}
+		l.log.Warn().Err(err).Str("listener", "control").Dur("retry_ms", delay).Msg("accept connection")
+		l.wait(delay)
+	}
+}
+
+func (l *patientListener) wait(d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-l.stop:
+	case <-t.C:
+	}
+}
+
+// isShortage says whether err goes away when others give something back.
+func isShortage(err error) bool {
+	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}

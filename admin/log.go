@@ -1,0 +1,112 @@
+package admin
+
+import (
+	"math/rand/v2"
+	"strconv"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/valyala/fasthttp"
+)
+
+// maxLogged is how many bytes of a client's text a log line repeats.
+const maxLogged = 256
+
+// logRequest writes one line about x after it was answered. Neither a query,
+// which may hold what should not be there, nor a token is ever in it.
+func (s *Server) logRequest(x *exchange) {
+	e := s.event(x)
+	if e == nil {
+		return
+	}
+	status := x.ctx.Response.StatusCode()
+	e.Bytes("request_id", x.requestID()).Str("listener", "control")
+	if x.path != nil {
+		e.Bytes("method", logged(x.ctx.Request.Header.Method())).Bytes("path", logged(x.path))
+	}
+	if x.request.User != nil {
+		x.logDecision(e)
+	}
+	e.Int("status", status).RawJSON("duration_ms", x.milliseconds())
+	if x.peer.IsValid() {
+		x.body = x.peer.AppendTo(x.body[:0])
+		e.Bytes("client_ip", x.body)
+	}
+	e.Int("bytes", x.bodySent()).AnErr("error", x.cause).Send()
+}
+
+// event begins the line about x, or returns nil if there is to be none.
+func (s *Server) event(x *exchange) *zerolog.Event {
+	status := x.ctx.Response.StatusCode()
+	if s.LogRequests == "none" || s.LogRequests == "denied" && status < fasthttp.StatusBadRequest {
+		return nil
+	}
+	switch {
+	case x.quiet:
+		return s.Log.Debug()
+	case status >= fasthttp.StatusInternalServerError:
+		return s.Log.Warn()
+	}
+	return s.Log.Info()
+}
+
+// logDecision adds what was asked of the limiter and what it said.
+func (x *exchange) logDecision(e *zerolog.Event) {
+	e.Bytes("user_id", logged(x.request.User)).Bytes("resource", logged(x.request.Resource)).Int64("cost", x.request.Cost)
+	d := &x.decision
+	if !x.decided {
+		e.Str("decision", "error")
+		return
+	}
+	outcome := "deny"
+	if d.Allowed {
+		outcome = "allow"
+	}
+	e.Str("decision", outcome)
+	if l := d.Binding(); l != nil {
+		x.body = d.AppendLimitName(x.body[:0], l)
+		e.Bytes("limit", logged(x.body))
+	}
+	x.body = appendTokens(x.body[:0], d.TokensLeft())
+	e.RawJSON("tokens_left", x.body)
+	x.body = appendSeconds(x.body[:0], d.RetryAfter())
+	e.RawJSON("retry_after", x.body)
+}
+
+// requestID is the client's X-Request-Id if it can be one, else a new one. It
+// is valid until x.body is written to.
+func (x *exchange) requestID() []byte {
+	if id := x.ctx.Request.Header.Peek("X-Request-Id"); len(id) <= 128 && isToken(id) {
+		return id
+	}
+	// The top bit makes all of them 16 digits long.
+	x.body = strconv.AppendUint(x.body[:0], rand.Uint64()|1<<63, 16)
+	x.body = strconv.AppendUint(x.body, rand.Uint64()|1<<63, 16)
+	return x.body
+}
+
+// milliseconds is how long x took so far, to the microsecond.
+func (x *exchange) milliseconds() []byte {
+	x.body = appendFixed(x.body[:0], uint64(max(time.Since(x.start), 0)/time.Microsecond), 3)
+	return x.body
+}
+
+// bodySent is how many bytes of body the answer has on the wire.
+func (x *exchange) bodySent() int {
+	if x.ctx.IsHead() {
+		return 0
+	}
+	return len(x.ctx.Response.Body())
+}
+
+// logged cuts a client's text. zerolog escapes what is not printable.
+func logged(s []byte) []byte { return s[:min(len(s), maxLogged)] }
+
+// quietLogger is fasthttp's logger: what it says about single connections is
+// the clients' doing and would flood the log.
+type quietLogger struct{ log zerolog.Logger }
+
+// Printf logs at debug level.
+func (l quietLogger) Printf(format string, args ...any) {
+	l.log.Debug().Str("listener", "control").Msgf(format, args...)
+}
