@@ -52,6 +52,9 @@ type incoming struct {
 	// length of the body: 0 none, above 0 bytes, lengthChunked, lengthUntilClose.
 	// The Content-Length of an answer to HEAD or of a 304 is only in fields.
 	length int64
+	// early says that the upstream answered before it had taken the whole request:
+	// the rest of the client's body was not read.
+	early bool
 
 	framing framing
 	conn    *upstreamConn // nil when there is none to give back

@@ -16,8 +16,8 @@ import (
 // which Node.js closes its side, the shortest default among common servers.
 const maxIdle = 4 * time.Second
 
-// earlyAnswerWait is how long we wait for an answer that the upstream may have
-// sent before it stopped taking our request.
+// earlyAnswerWait is how long we wait, after sending a request broke off, for
+// an answer that the upstream may have sent before.
 const earlyAnswerWait = 100 * time.Millisecond
 
 // field is one line of a head: the name as it was written, the value without
@@ -114,7 +114,7 @@ func (u *upstream) do(out *outgoing, in *incoming) error {
 		return sendErr
 	}
 	wait := u.responseTimeout
-	if sendErr != nil {
+	if sendErr != nil && !errors.Is(sendErr, errRefused) {
 		wait = min(wait, earlyAnswerWait)
 	}
 	if err := in.receive(c, out.isHead, wait); err != nil {
@@ -124,7 +124,8 @@ func (u *upstream) do(out *outgoing, in *incoming) error {
 		}
 		return err
 	}
-	in.reuse = in.reuse && sendErr == nil
+	in.early = sendErr != nil
+	in.reuse = in.reuse && !in.early
 	return nil
 }
 

@@ -78,9 +78,11 @@ type upstreamConn struct {
 	upstream  *upstream
 	idleSince time.Time
 
-	raw   syscall.RawConn
-	peek  func(fd uintptr) // sets quiet; made once, because a closure a call would be garbage
-	quiet bool
+	raw     syscall.RawConn
+	peek    func(fd uintptr) // sets what follows; made once, because a closure a call would be garbage
+	peeked  [len("HTTP/1.1 4")]byte
+	peekN   int
+	peekErr error
 
 	buf             []byte
 	read, end       int // buf[read:end] was received and not yet used
@@ -103,14 +105,21 @@ func newUpstreamConn(raw net.Conn, u *upstream) (*upstreamConn, error) {
 // neither closed it nor sent anything that nobody asked for, which would be taken
 // for the next answer. Control, unlike Read, works also when a deadline is over.
 func (c *upstreamConn) isQuiet() bool {
-	c.quiet = false
-	return c.raw.Control(c.peek) == nil && c.quiet
+	return c.raw.Control(c.peek) == nil && c.peekErr == syscall.EAGAIN
+}
+
+// refused says whether, amid a request, the upstream has begun to answer with
+// an error or has closed: nobody will want the rest of the body. Another answer is
+// left for later, because an upstream may answer while it reads on.
+func (c *upstreamConn) refused() bool {
+	if c.raw.Control(c.peek) != nil || c.peekErr != nil {
+		return false // the next write will tell
+	}
+	return c.peekN == 0 || c.peekN == len(c.peeked) && c.peeked[c.peekN-1] >= '4'
 }
 
 func (c *upstreamConn) peekAt(fd uintptr) {
-	var b [1]byte
-	_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-	c.quiet = err == syscall.EAGAIN
+	c.peekN, _, c.peekErr = syscall.Recvfrom(int(fd), c.peeked[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 }
 
 // rest prepares the connection for the pool.
@@ -183,6 +192,20 @@ func (c *upstreamConn) write(p []byte) error {
 	}
 }
 
+// errRefused ends the sending of a body; see refused.
+var errRefused = errors.New("the upstream answered or closed before it had the whole request")
+
+// writeBody sends a piece of body.
+func (c *upstreamConn) writeBody(p []byte) error {
+	if c.refused() {
+		return &upstreamError{faultClosed, errRefused}
+	}
+	if err := c.write(p); err != nil {
+		return brokenBy("send request body", err)
+	}
+	return nil
+}
+
 // send sends the head and the body.
 func (c *upstreamConn) send(out *outgoing) error {
 	if err := c.write(out.head); err != nil {
@@ -218,8 +241,8 @@ func (c *upstreamConn) sendFixed(body io.Reader, length int64) error {
 		n, readErr := body.Read(buf[:min(length, pieceBytes)])
 		length -= int64(n)
 		if n > 0 {
-			if err := c.write(buf[:n]); err != nil {
-				return brokenBy("send request body", err)
+			if err := c.writeBody(buf[:n]); err != nil {
+				return err
 			}
 		}
 		if readErr == io.EOF && length > 0 {
@@ -244,8 +267,8 @@ func (c *upstreamConn) sendChunked(body io.Reader) error {
 			return clientFault(readErr)
 		}
 		if n > 0 || readErr == io.EOF {
-			if err := c.write(buf.frame(n, readErr)); err != nil {
-				return brokenBy("send request body", err)
+			if err := c.writeBody(buf.frame(n, readErr)); err != nil {
+				return err
 			}
 		}
 		if readErr == io.EOF {
