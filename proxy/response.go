@@ -1,0 +1,411 @@
+package proxy
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"time"
+)
+
+// Bounds of a response head.
+const (
+	maxResponseHead   = maxReadBuffer // with the interim responses before it
+	maxResponseFields = 256
+	maxInterim        = 16
+	maxLengthDigits   = 18
+)
+
+// Values of incoming.length that are no number of bytes.
+const (
+	lengthChunked    = -1
+	lengthUntilClose = -2
+)
+
+var (
+	errHeadTooLarge = errors.New("the response head is larger than 64 KiB")
+	errStatusLine   = errors.New("the status line is malformed")
+	errLineEnd      = errors.New("a line of the response head does not end in CRLF")
+	errField        = errors.New("a field of the response head is malformed")
+	errFields       = errors.New("the response head has more than 256 fields")
+	errFraming      = errors.New("the length of the response body is ambiguous")
+	errCoding       = errors.New("the transfer coding of the response is not chunked")
+	errInterim      = errors.New("more than 16 interim responses")
+	errSwitching    = errors.New("unsolicited 101 Switching Protocols")
+	errTruncated    = errors.New("the upstream closed the connection amid the response body")
+	errNoAnswer     = errors.New("the upstream closed the connection without an answer")
+	errCutHead      = errors.New("the upstream closed the connection amid the response head")
+	errDoneWith     = errors.New("the response was finished before")
+)
+
+// versions are the starts of a status line.
+var versions = [...]string{"HTTP/1.0 ", "HTTP/1.1 "}
+
+// incoming is a response. It is reused: do sets everything anew. The slices
+// point into the connection's buffer and are valid until finish.
+type incoming struct {
+	status int
+	reason []byte  // as sent, may be empty
+	fields []field // all, in order, framing and hop-by-hop fields too
+	// length of the body: 0 none, above 0 bytes, lengthChunked, lengthUntilClose.
+	// The Content-Length of an answer to HEAD or of a 304 is only in fields.
+	length int64
+	// early says that the upstream answered before it had taken the whole request:
+	// the rest of the client's body was not read.
+	early bool
+
+	framing framing
+	conn    *upstreamConn // nil when there is none to give back
+	left    int64         // of a body of known length: bytes to come
+	chunks  chunkDecoder
+	whole   bool  // the body was read to its end
+	reuse   bool  // the connection may carry another request after this response
+	err     error // of the body; stays
+}
+
+// framing is what the fields say about the end of the body and of the connection.
+type framing struct {
+	minor           byte // of the version
+	lengths         int  // number of Content-Length fields
+	contentLength   int64
+	codings         int // number of Transfer-Encoding fields
+	close, keep     bool
+	sawStatus, done bool
+}
+
+// receive reads the head of the final response, within wait.
+func (in *incoming) receive(c *upstreamConn, isHead bool, wait time.Duration) error {
+	due := time.Now().Add(wait)
+	for interim := 0; ; interim++ {
+		if err := in.receiveHead(c, due); err != nil {
+			return headFault(err, c, wait)
+		}
+		switch {
+		case in.status >= 200:
+			in.conn = c
+			in.begin(isHead)
+			return nil
+		case in.status == 101:
+			return &upstreamError{faultProtocol, errSwitching}
+		case interim == maxInterim:
+			return &upstreamError{faultProtocol, errInterim}
+		}
+		in.clear()
+	}
+}
+
+// receiveHead reads one head, interim or final.
+func (in *incoming) receiveHead(c *upstreamConn, due time.Time) error {
+	for {
+		used, err := in.parse(c.buf[c.read:c.end])
+		c.read += used
+		if err != nil {
+			return &upstreamError{faultProtocol, err}
+		}
+		if in.framing.done {
+			return nil
+		}
+		if err := c.fill(due); err != nil {
+			return err
+		}
+	}
+}
+
+// headFault says what an error while waiting for the head means.
+func headFault(err error, c *upstreamConn, wait time.Duration) error {
+	_, known := errors.AsType[*upstreamError](err)
+	switch {
+	case known:
+		return err
+	case err == errHeadTooLarge:
+		return &upstreamError{faultProtocol, err}
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return &upstreamError{faultTimeout, fmt.Errorf("no response head within %v: %w", wait, err)}
+	case err == io.EOF && c.end == 0:
+		return &upstreamError{faultClosed, errNoAnswer}
+	case err == io.EOF:
+		return &upstreamError{faultClosed, errCutHead}
+	}
+	return brokenBy("read response head", err)
+}
+
+// clear forgets everything of the last response but the memory of fields.
+func (in *incoming) clear() {
+	clear(in.fields)
+	*in = incoming{fields: in.fields[:0]}
+}
+
+// parse reads the lines of a head that are complete, and sets framing.done
+// after the last. It returns how much of buf it is done with.
+func (in *incoming) parse(buf []byte) (used int, err error) {
+	for !in.framing.done {
+		rest := buf[used:]
+		if !in.framing.sawStatus && !mayBeHTTP(rest) {
+			return used, errStatusLine
+		}
+		end := bytes.IndexByte(rest, '\n')
+		if end < 0 {
+			return used, nil
+		}
+		if end == 0 || rest[end-1] != '\r' {
+			return used, errLineEnd
+		}
+		if err := in.parseLine(rest[:end-1]); err != nil {
+			return used, err
+		}
+		used += end + 1
+	}
+	return used, nil
+}
+
+// mayBeHTTP lets a fault be seen at once in what has no line end at all.
+func mayBeHTTP(start []byte) bool {
+	n := min(len(start), len(versions[0]))
+	return string(start[:n]) == versions[0][:n] || string(start[:n]) == versions[1][:n]
+}
+
+func (in *incoming) parseLine(line []byte) error {
+	switch {
+	case !in.framing.sawStatus:
+		in.framing.sawStatus = true
+		return in.parseStatus(line)
+	case len(line) == 0:
+		in.framing.done = true
+		return in.frame()
+	}
+	return in.parseField(line)
+}
+
+// parseStatus reads HTTP/1.x SP 3DIGIT SP [reason]. The space after the status
+// is needed also where there is no reason (RFC 9112 section 4).
+func (in *incoming) parseStatus(line []byte) error {
+	const before, after = len("HTTP/1.x "), len("HTTP/1.x 200 ")
+	if len(line) < after || line[after-1] != ' ' || !isFieldValue(line) {
+		return errStatusLine
+	}
+	in.framing.minor = line[before-2] - '0'
+	for _, c := range line[before : after-1] {
+		if c < '0' || c > '9' {
+			return errStatusLine
+		}
+		in.status = in.status*10 + int(c-'0')
+	}
+	if in.status < 100 || in.status > 599 {
+		return errStatusLine
+	}
+	in.reason = line[after:]
+	return nil
+}
+
+// parseField reads a field. A folded line begins with white space, which is in
+// no token.
+func (in *incoming) parseField(line []byte) error {
+	colon := bytes.IndexByte(line, ':')
+	if colon < 1 || !isToken(line[:colon]) {
+		return errField
+	}
+	f := field{line[:colon], trimSpace(line[colon+1:])}
+	if !isFieldValue(f.value) {
+		return errField
+	}
+	if len(in.fields) == maxResponseFields {
+		return errFields
+	}
+	in.fields = append(in.fields, f)
+	switch len(f.name) {
+	case len("Connection"):
+		if equalFold(f.name, "Connection") {
+			in.framing.connection(f.value)
+		}
+	case len("Content-Length"):
+		if equalFold(f.name, "Content-Length") {
+			return in.framing.length(f.value)
+		}
+	case len("Transfer-Encoding"):
+		if equalFold(f.name, "Transfer-Encoding") {
+			return in.framing.coding(f.value)
+		}
+	}
+	return nil
+}
+
+func (fr *framing) connection(list []byte) {
+	for len(list) > 0 {
+		var option []byte
+		option, list, _ = bytes.Cut(list, []byte{','})
+		option = trimSpace(option)
+		fr.close = fr.close || equalFold(option, "close")
+		fr.keep = fr.keep || equalFold(option, "keep-alive")
+	}
+}
+
+func (fr *framing) length(value []byte) error {
+	fr.lengths++
+	if len(value) == 0 || len(value) > maxLengthDigits {
+		return errFraming
+	}
+	for _, c := range value {
+		if c < '0' || c > '9' {
+			return errFraming
+		}
+		fr.contentLength = fr.contentLength*10 + int64(c-'0')
+	}
+	return nil
+}
+
+func (fr *framing) coding(value []byte) error {
+	fr.codings++
+	if !equalFold(value, "chunked") {
+		return errCoding
+	}
+	return nil
+}
+
+// frame checks that there is one way to find the end of the body. Two equal
+// lengths are refused too: who sends them does not know what it sends.
+func (in *incoming) frame() error {
+	fr := &in.framing
+	if fr.lengths+fr.codings > 1 || fr.codings > 0 && fr.minor == 0 {
+		return errFraming
+	}
+	in.reuse = !fr.close && (fr.minor == 1 || fr.keep)
+	switch {
+	case fr.codings > 0:
+		in.length = lengthChunked
+	case fr.lengths > 0:
+		in.length = fr.contentLength
+	default:
+		in.length = lengthUntilClose
+	}
+	return nil
+}
+
+// begin gets ready to read the body of a final response.
+func (in *incoming) begin(isHead bool) {
+	if isHead || in.status == 204 || in.status == 304 {
+		in.length = 0
+	}
+	switch {
+	case in.length == 0:
+		in.whole = true
+	case in.length > 0:
+		in.left = in.length
+	case in.length == lengthUntilClose:
+		in.left, in.reuse = math.MaxInt64, false
+	}
+}
+
+// buffered returns what of the body has come already, and says whether that is
+// all of it. What it returned, Read doesn't return again. It is valid until finish.
+func (in *incoming) buffered() (body []byte, whole bool) {
+	c := in.conn
+	if c == nil || in.whole {
+		return nil, in.whole
+	}
+	body = c.buf[c.read:c.end]
+	if in.length != lengthChunked {
+		body = body[:min(int64(len(body)), in.left)]
+	}
+	c.read += len(body)
+	n := in.take(body)
+	return body[:n:n], in.whole
+}
+
+// Read reads the body, without its framing; io.EOF is its proper end. Any
+// other error is an *upstreamError.
+func (in *incoming) Read(p []byte) (int, error) {
+	for {
+		switch {
+		case in.err != nil:
+			return 0, in.err
+		case in.whole:
+			return 0, io.EOF
+		case in.conn == nil:
+			return 0, errDoneWith
+		case len(p) == 0:
+			return 0, nil
+		}
+		n, err := in.readRaw(p[:min(int64(len(p)), in.limit())])
+		data := in.take(p[:n])
+		if err != nil {
+			in.fail(err)
+		}
+		if data > 0 {
+			return data, nil
+		}
+	}
+}
+
+// limit is how much may be read at once. Chunks are decoded in place and may
+// be read past their end: what follows the body then shows.
+func (in *incoming) limit() int64 {
+	if in.length == lengthChunked {
+		return math.MaxInt64
+	}
+	return in.left
+}
+
+// readRaw reads what is in the buffer, else from the connection, into p itself.
+func (in *incoming) readRaw(p []byte) (int, error) {
+	c := in.conn
+	if c.read < c.end {
+		n := copy(p, c.buf[c.read:c.end])
+		c.read += n
+		return n, nil
+	}
+	return c.receive(p, time.Now().Add(c.upstream.idleTimeout))
+}
+
+// take counts raw as received, and returns how many bytes of body are at its
+// start now that the framing is gone.
+func (in *incoming) take(raw []byte) int {
+	if in.length != lengthChunked {
+		in.left -= int64(len(raw))
+		in.whole = in.left == 0
+		return len(raw)
+	}
+	n, used, err := in.chunks.decode(raw, raw)
+	if err != nil {
+		in.err = &upstreamError{faultProtocol, err}
+	}
+	in.whole = err == nil && in.chunks.done()
+	if used < len(raw) {
+		in.reuse = false
+	}
+	return n
+}
+
+// fail keeps an error of the connection. The end of the connection is the end
+// of a body that has no other; a body that was whole before is not harmed.
+func (in *incoming) fail(err error) {
+	in.reuse = false
+	switch {
+	case in.err != nil || in.whole:
+	case err == io.EOF && in.length == lengthUntilClose:
+		in.whole = true
+	case err == io.EOF:
+		in.err = &upstreamError{faultClosed, errTruncated}
+	default:
+		in.err = brokenBy("read response body", err)
+	}
+}
+
+// finish gives the connection back to the pool if the response was read to its
+// end and nothing came after, else closes it. Afterwards the fields are gone. It is
+// safe on the zero value and to call twice.
+func (in *incoming) finish() {
+	c := in.conn
+	if c == nil {
+		return
+	}
+	in.conn, in.reason = nil, nil
+	clear(in.fields)
+	in.fields = in.fields[:0]
+	if in.whole && in.reuse && c.read == c.end {
+		c.upstream.release(c)
+		return
+	}
+	c.upstream.discard(c)
+}

@@ -1,0 +1,299 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// fault is what went wrong with an upstream, as far as the answer differs.
+type fault uint8
+
+const (
+	faultConnect  fault = iota // 502: no connection, nothing was sent
+	faultBusy                  // 503: max_conns reached, nothing was sent
+	faultTimeout               // 504: too slow
+	faultProtocol              // 502: what it sent is no HTTP/1.1 response
+	faultClosed                // 502: it closed the connection too early
+	faultClient                // 400: the client's body could not be read
+)
+
+// upstreamError is every error of an upstream. It unwraps to its cause; for
+// faultClient that is the error of the body's reader.
+type upstreamError struct {
+	kind fault
+	err  error
+}
+
+// Error says what happened, without the upstream's name.
+func (e *upstreamError) Error() string { return e.err.Error() }
+
+// Unwrap returns the cause.
+func (e *upstreamError) Unwrap() error { return e.err }
+
+// faultOf is the kind of an error that do or Read gave.
+func faultOf(err error) fault {
+	if e, ok := errors.AsType[*upstreamError](err); ok {
+		return e.kind
+	}
+	return faultClosed
+}
+
+// brokenBy turns an error of the connection into an upstreamError.
+func brokenBy(doing string, err error) error {
+	kind := faultClosed
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		kind = faultTimeout
+	}
+	return &upstreamError{kind, fmt.Errorf("%s: %w", doing, err)}
+}
+
+// outgoing is a request to send.
+type outgoing struct {
+	head    []byte    // the request head, with a small body behind it
+	body    io.Reader // a larger body; nil for none
+	bodyLen int64     // of body: bytes, or -1: chunked, and do frames the chunks
+	isHead  bool      // the method is HEAD, whose answer has no body
+	host    []byte    // the Host to name if the client named none
+}
+
+// The read buffer of a connection grows while a head doesn't fit. A large one
+// isn't kept between requests, or many connections would hold much memory for one
+// odd answer.
+const (
+	minReadBuffer  = 4 << 10
+	keptReadBuffer = 16 << 10
+	maxReadBuffer  = 64 << 10
+)
+
+// upstreamConn is a connection to an upstream. One goroutine uses it at a time.
+type upstreamConn struct {
+	net.Conn
+	upstream  *upstream
+	idleSince time.Time
+
+	raw     syscall.RawConn
+	peek    func(fd uintptr) // sets what follows; made once, because a closure a call would be garbage
+	peeked  [len("HTTP/1.1 4")]byte
+	peekN   int
+	peekErr error
+
+	buf             []byte
+	read, end       int // buf[read:end] was received and not yet used
+	readBy, writeBy time.Time
+}
+
+func newUpstreamConn(raw net.Conn, u *upstream) (*upstreamConn, error) {
+	c := &upstreamConn{Conn: raw, upstream: u, buf: make([]byte, minReadBuffer)}
+	sc, ok := raw.(syscall.Conn)
+	if !ok {
+		return nil, fmt.Errorf("a %T has no descriptor", raw)
+	}
+	var err error
+	c.raw, err = sc.SyscallConn()
+	c.peek = c.peekAt
+	return c, err
+}
+
+// isQuiet says whether an idle connection may carry a request: the upstream
+// neither closed it nor sent anything that nobody asked for, which would be taken
+// for the next answer. Control, unlike Read, works also when a deadline is over.
+func (c *upstreamConn) isQuiet() bool {
+	return c.raw.Control(c.peek) == nil && c.peekErr == syscall.EAGAIN
+}
+
+// refused says whether, amid a request, the upstream has begun to answer with
+// an error or has closed: nobody will want the rest of the body. Another answer is
+// left for later, because an upstream may answer while it reads on.
+func (c *upstreamConn) refused() bool {
+	if c.raw.Control(c.peek) != nil || c.peekErr != nil {
+		return false // the next write will tell
+	}
+	return c.peekN == 0 || c.peekN == len(c.peeked) && c.peeked[c.peekN-1] >= '4'
+}
+
+func (c *upstreamConn) peekAt(fd uintptr) {
+	c.peekN, _, c.peekErr = syscall.Recvfrom(int(fd), c.peeked[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+}
+
+// rest prepares the connection for the pool.
+func (c *upstreamConn) rest() {
+	c.read, c.end = 0, 0
+	if len(c.buf) > keptReadBuffer {
+		c.buf = make([]byte, minReadBuffer)
+	}
+}
+
+// fill receives more behind buf[:end]. What lies before never moves: a full
+// buffer is replaced, so that slices into the old one stay as they are.
+func (c *upstreamConn) fill(due time.Time) error {
+	if c.end == len(c.buf) {
+		if c.end >= maxReadBuffer {
+			return errHeadTooLarge
+		}
+		grown := make([]byte, 4*len(c.buf))
+		copy(grown, c.buf)
+		c.buf = grown
+	}
+	n, err := c.receive(c.buf[c.end:], due)
+	c.end += n
+	return err
+}
+
+// receive reads once, until due at the latest.
+//
+// Setting a deadline costs more than the rest of a short read. So the one that
+// is set may be earlier than due, from a request before: when it passes it is
+// moved to due and the read goes on. It is never later than due.
+func (c *upstreamConn) receive(p []byte, due time.Time) (int, error) {
+	if c.readBy.IsZero() || c.readBy.After(due) {
+		if err := c.setReadBy(due); err != nil {
+			return 0, err
+		}
+	}
+	for {
+		n, err := c.Conn.Read(p)
+		if n > 0 || err == nil || !c.readBy.Before(due) || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return n, err
+		}
+		if err := c.setReadBy(due); err != nil {
+			return 0, err
+		}
+	}
+}
+
+func (c *upstreamConn) setReadBy(due time.Time) error {
+	c.readBy = due
+	return c.Conn.SetReadDeadline(due)
+}
+
+// write sends p. It gives up when that takes longer than the upstream's
+// idleTimeout. Like in receive, the deadline is moved only when it has passed.
+func (c *upstreamConn) write(p []byte) error {
+	due := time.Now().Add(c.upstream.idleTimeout)
+	for {
+		if !c.writeBy.IsZero() {
+			n, err := c.Conn.Write(p)
+			if err == nil || !c.writeBy.Before(due) || !errors.Is(err, os.ErrDeadlineExceeded) {
+				return err
+			}
+			p = p[n:]
+		}
+		c.writeBy = due
+		if err := c.Conn.SetWriteDeadline(due); err != nil {
+			return err
+		}
+	}
+}
+
+// errRefused ends the sending of a body; see refused.
+var errRefused = errors.New("the upstream answered or closed before it had the whole request")
+
+// writeBody sends a piece of body.
+func (c *upstreamConn) writeBody(p []byte) error {
+	if c.refused() {
+		return &upstreamError{faultClosed, errRefused}
+	}
+	if err := c.write(p); err != nil {
+		return brokenBy("send request body", err)
+	}
+	return nil
+}
+
+// send sends the head and the body.
+func (c *upstreamConn) send(out *outgoing) error {
+	if err := c.write(out.head); err != nil {
+		return brokenBy("send request head", err)
+	}
+	switch {
+	case out.body == nil:
+		return nil
+	case out.bodyLen < 0:
+		return c.sendChunked(out.body)
+	}
+	return c.sendFixed(out.body, out.bodyLen)
+}
+
+// A piece is what a body is copied through.
+const (
+	pieceBytes = 32 << 10
+	pieceFront = 10 // room for the size of a chunk and its CRLF
+	pieceBack  = 7  // room for the CRLF after a chunk and the last chunk
+)
+
+const lastChunk = "0\r\n\r\n"
+
+type piece [pieceFront + pieceBytes + pieceBack]byte
+
+var pieces = sync.Pool{New: func() any { return new(piece) }}
+
+// sendFixed sends exactly length bytes of body.
+func (c *upstreamConn) sendFixed(body io.Reader, length int64) error {
+	buf := pieces.Get().(*piece)
+	defer pieces.Put(buf)
+	for length > 0 {
+		n, readErr := body.Read(buf[:min(length, pieceBytes)])
+		length -= int64(n)
+		if n > 0 {
+			if err := c.writeBody(buf[:n]); err != nil {
+				return err
+			}
+		}
+		if readErr == io.EOF && length > 0 {
+			readErr = io.ErrUnexpectedEOF
+		}
+		if readErr != nil && length > 0 {
+			return clientFault(readErr)
+		}
+	}
+	return nil
+}
+
+// sendChunked sends each read of body as one chunk, and the last chunk only
+// when the body came to its proper end: else the upstream would take a piece of
+// it for the whole.
+func (c *upstreamConn) sendChunked(body io.Reader) error {
+	buf := pieces.Get().(*piece)
+	defer pieces.Put(buf)
+	for {
+		n, readErr := body.Read(buf[pieceFront : pieceFront+pieceBytes])
+		if readErr != nil && readErr != io.EOF {
+			return clientFault(readErr)
+		}
+		if n > 0 || readErr == io.EOF {
+			if err := c.writeBody(buf.frame(n, readErr)); err != nil {
+				return err
+			}
+		}
+		if readErr == io.EOF {
+			return nil
+		}
+	}
+}
+
+// frame makes a chunk of the n bytes of data, in place, followed by the last
+// chunk if end is io.EOF.
+func (b *piece) frame(n int, end error) []byte {
+	start, stop := pieceFront, pieceFront
+	if n > 0 {
+		var digits [pieceFront]byte
+		size := append(strconv.AppendInt(digits[:0], int64(n), 16), "\r\n"...)
+		start -= copy(b[pieceFront-len(size):], size)
+		stop += n
+		stop += copy(b[stop:], "\r\n")
+	}
+	if end == io.EOF {
+		stop += copy(b[stop:], lastChunk)
+	}
+	return b[start:stop]
+}
+
+func clientFault(err error) error {
+	return &upstreamError{faultClient, fmt.Errorf("read request body: %w", err)}
+}
