@@ -411,7 +411,7 @@ func TestNumbersAreFloatsThatNeverOverstateWhatIsLeft(t *testing.T) {
 		{0.0000009, "0.0"}, {10, "10.0"}, {1.000001, "1.000001"}, {123456789.4, "123456789.4"}, {1e9, "1000000000.0"},
 		{1 - 1e-9, "0.999999"}, {math.Nextafter(8, 0), "8.0"}, {999999999.5, "999999999.5"},
 	} {
-		if got := string(appendTokens(nil, c.tokens)); got != c.want {
+		if got := string(limiter.AppendTokens(nil, c.tokens)); got != c.want {
 			t.Errorf("%v tokens: got %s, want %s", c.tokens, got, c.want)
 		}
 	}
@@ -419,7 +419,7 @@ func TestNumbersAreFloatsThatNeverOverstateWhatIsLeft(t *testing.T) {
 		0: "0.0", 1: "0.001", time.Millisecond: "0.001", 220 * time.Millisecond: "0.22", 220*time.Millisecond + 1: "0.221",
 		time.Second: "1.0", 30 * 24 * time.Hour: "2592000.0", -time.Second: "0.0", 1050 * time.Millisecond: "1.05",
 	} {
-		if got := string(appendSeconds(nil, d)); got != want {
+		if got := string(limiter.AppendSeconds(nil, d)); got != want {
 			t.Errorf("%v: got %s, want %s", d, got, want)
 		}
 	}

@@ -76,8 +76,8 @@ func (x *exchange) answerDecision(fields limiter.HeaderSet) {
 		x.setNumber(nameRetryAfter, d.RetryAfterSeconds())
 		status, b = fasthttp.StatusTooManyRequests, append(x.body[:0], `{"allowed": false`...)
 	}
-	b = appendSeconds(append(b, `, "retry_after": `...), d.RetryAfter())
-	b = appendTokens(append(b, `, "tokens_left": `...), d.TokensLeft())
+	b = limiter.AppendSeconds(append(b, `, "retry_after": `...), d.RetryAfter())
+	b = limiter.AppendTokens(append(b, `, "tokens_left": `...), d.TokensLeft())
 	x.body = append(b, '}')
 	x.answer(status, x.body)
 }

@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/r8limiter/r8limiter/limiter"
 	"github.com/rs/zerolog"
 	"github.com/valyala/fasthttp"
 )
@@ -67,9 +68,9 @@ func (x *exchange) logDecision(e *zerolog.Event) {
 		x.body = d.AppendLimitName(x.body[:0], l)
 		e.Bytes("limit", logged(x.body))
 	}
-	x.body = appendTokens(x.body[:0], d.TokensLeft())
+	x.body = limiter.AppendTokens(x.body[:0], d.TokensLeft())
 	e.RawJSON("tokens_left", x.body)
-	x.body = appendSeconds(x.body[:0], d.RetryAfter())
+	x.body = limiter.AppendSeconds(x.body[:0], d.RetryAfter())
 	e.RawJSON("retry_after", x.body)
 }
 
@@ -87,7 +88,7 @@ func (x *exchange) requestID() []byte {
 
 // milliseconds is how long x took so far, to the microsecond.
 func (x *exchange) milliseconds() []byte {
-	x.body = appendFixed(x.body[:0], uint64(max(time.Since(x.start), 0)/time.Microsecond), 3)
+	x.body = limiter.AppendMilliseconds(x.body[:0], time.Since(x.start))
 	return x.body
 }
 

@@ -22,7 +22,13 @@ const (
 	faultProtocol              // 502: what it sent is no HTTP/1.1 response
 	faultClosed                // 502: it closed the connection too early
 	faultClient                // 400: the client's body could not be read
+	faultCount                 // how many there are
 )
+
+var faultNames = [faultCount]string{"connect", "busy", "timeout", "protocol", "closed", "client"}
+
+// String is the value of the label kind.
+func (f fault) String() string { return faultNames[f] }
 
 // upstreamError is every error of an upstream. It unwraps to its cause; for
 // faultClient that is the error of the body's reader.

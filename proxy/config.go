@@ -1,0 +1,120 @@
+// Package proxy is the proxy listener: it matches a request to a route, says
+// who asks for what at which cost, asks the limiter, and forwards what is
+// allowed to an upstream.
+package proxy
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// Config is what the file may say under `proxy`.
+type Config struct {
+	// Listen is the address of the proxy listener; "" turns it off.
+	Listen string `yaml:"listen"`
+	// TrustedProxies are the peers whose X-Forwarded-* fields are believed;
+	// addresses or CIDR prefixes. Default none.
+	TrustedProxies []Prefix `yaml:"trusted_proxies"`
+	// IPv6Prefix is how many bits of an IPv6 address are one client, 1 to 128.
+	IPv6Prefix int `yaml:"ipv6_prefix"`
+	// Upstreams are the servers behind, by the name that routes use.
+	Upstreams map[string]UpstreamConfig `yaml:"upstreams"`
+	// Routes are tried in file order; the first match wins.
+	Routes []RouteConfig `yaml:"routes"`
+}
+
+// UpstreamConfig is one named upstream. Durations and counts that are zero
+// take the default given here.
+type UpstreamConfig struct {
+	// Targets holds one address: http://host:port, unix:/path, or echo: (which
+	// mirrors the request as JSON).
+	Targets []string `yaml:"targets"`
+	// ConnectTimeout bounds connecting; default 2s.
+	ConnectTimeout time.Duration `yaml:"connect_timeout"`
+	// ResponseTimeout bounds the wait for the response head; default 30s.
+	ResponseTimeout time.Duration `yaml:"response_timeout"`
+	// IdleTimeout bounds the wait between two reads of a body; default 60s.
+	IdleTimeout time.Duration `yaml:"idle_timeout"`
+	// MaxConns is the number of connections to the target at most; default 1024.
+	MaxConns int `yaml:"max_conns"`
+}
+
+// RouteConfig is one rule.
+type RouteConfig struct {
+	// Name is unique; it labels metrics and logs.
+	Name string `yaml:"name"`
+	// Match says which requests the rule is for; default all.
+	Match MatchConfig `yaml:"match"`
+	// UserID are tried in order; the first that is not empty is the user.
+	// Default and last resort {client_ip}.
+	UserID []Template `yaml:"user_id"`
+	// Resource is what is asked for; default the route's name.
+	Resource Template `yaml:"resource"`
+	// Cost is the number of tokens: an integer, or a template of one. Default
+	// 1, also where the template is empty.
+	Cost Template `yaml:"cost"`
+	// Upstream names the upstream to forward to.
+	Upstream string `yaml:"upstream"`
+	// Action is limit (default), bypass (forward, charge nothing) or block (403).
+	Action string `yaml:"action"`
+}
+
+// MatchConfig says which requests a route is for. What is left out matches any.
+type MatchConfig struct {
+	// Host is exact, or *.example.com for every host below example.com.
+	Host string `yaml:"host"`
+	// Path is exact; a segment {name} matches any one segment, a last segment
+	// * matches any rest.
+	Path string `yaml:"path"`
+	// Methods are compared as they are written.
+	Methods []string `yaml:"methods"`
+	// Headers must all be there: with exactly this value, or with any for "*".
+	Headers map[string]string `yaml:"headers"`
+}
+
+// DefaultConfig is the configuration that a file is decoded over: no listener.
+func DefaultConfig() Config { return Config{IPv6Prefix: 64} }
+
+// withDefaults fills in what the file left out.
+func (c UpstreamConfig) withDefaults() UpstreamConfig {
+	if c.ConnectTimeout == 0 {
+		c.ConnectTimeout = 2 * time.Second
+	}
+	if c.ResponseTimeout == 0 {
+		c.ResponseTimeout = 30 * time.Second
+	}
+	if c.IdleTimeout == 0 {
+		c.IdleTimeout = 60 * time.Second
+	}
+	if c.MaxConns == 0 {
+		c.MaxConns = 1024
+	}
+	return c
+}
+
+// Prefix is a network in CIDR notation, or one address.
+type Prefix struct{ netip.Prefix }
+
+// UnmarshalText parses "10.0.0.0/8", "10.0.0.1" or "::1".
+func (p *Prefix) UnmarshalText(text []byte) error {
+	s := string(text)
+	if !strings.Contains(s, "/") {
+		addr, err := netip.ParseAddr(s)
+		if err != nil {
+			return fmt.Errorf("%q is no IP address or CIDR prefix such as 10.0.0.0/8", s)
+		}
+		p.Prefix = netip.PrefixFrom(addr.Unmap(), addr.Unmap().BitLen())
+		return nil
+	}
+	prefix, err := netip.ParsePrefix(s)
+	if err != nil || prefix.Addr().Is4In6() {
+		return fmt.Errorf("%q is no CIDR prefix such as 10.0.0.0/8 or 2001:db8::/32", s)
+	}
+	if prefix != prefix.Masked() {
+		return fmt.Errorf("%q has bits set behind its prefix; write %q", s, prefix.Masked())
+	}
+	p.Prefix = prefix
+	return nil
+}

@@ -1,0 +1,267 @@
+package proxy
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+// Sizes of bodies.
+const (
+	maxBodyBytes   = 10 << 20 // of a request; what is larger is answered with 413
+	smallBodyBytes = 64 << 10 // up to here a request body is read before an upstream connection is taken
+	bodyPieceBytes = 32 << 10 // of a response body that is read at a time
+	chunkRoom      = 10       // for the size line before a piece: 8 hex digits and CRLF
+	wireOverhead   = 64 << 10 // what the framing of a chunked request body may cost besides twice its size
+)
+
+// forward sends the request to the route's upstream and its answer to the client.
+func (x *exchange) forward() {
+	u := x.request.route.upstream
+	if err := x.load(u); err != nil {
+		x.refuseBody(err)
+		return
+	}
+	if u.echo {
+		x.echo()
+		return
+	}
+	began := time.Now()
+	err := u.do(&x.send, &x.resp)
+	if x.resp.early {
+		x.closing, x.conn.linger = true, true
+	}
+	if err != nil {
+		x.upstream = time.Since(began)
+		u.metrics.failed(faultOf(err))
+		x.upstreamProblem(err)
+		return
+	}
+	x.relay()
+	x.upstream = time.Since(began)
+	u.metrics.answered(x.status, x.upstream)
+}
+
+// load makes ready what is sent: the head, with a small body behind it, or a
+// reader of a larger one.
+func (x *exchange) load(u *upstream) error {
+	r := &x.request
+	x.send = outgoing{host: u.host, isHead: string(r.method) == "HEAD"}
+	x.out = x.appendHead(x.out[:0])
+	if r.length == 0 {
+		x.send.head = x.out
+		return nil
+	}
+	stream := x.ctx.RequestBodyStream()
+	if r.length < 0 || r.length > smallBodyBytes {
+		x.conn.budget = 2*maxBodyBytes + wireOverhead
+		x.send.head, x.send.bodyLen = x.out, r.length
+		x.send.body = &clientBody{x: x, from: stream, left: maxBodyBytes}
+		return nil
+	}
+	head := len(x.out)
+	x.out = append(x.out, make([]byte, r.length)...)
+	if _, err := io.ReadFull(stream, x.out[head:]); err != nil {
+		return fmt.Errorf("%w: %w", errClientBody, err)
+	}
+	x.send.head = x.out
+	return nil
+}
+
+// refuseBody answers a client whose body could not be read.
+func (x *exchange) refuseBody(err error) {
+	x.closing, x.conn.linger = true, true
+	var timeout net.Error
+	switch {
+	case errors.Is(err, errBodyTooLarge):
+		x.problem(fasthttp.StatusRequestEntityTooLarge, errBodyTooLarge.Error(), err)
+	case errors.As(err, &timeout) && timeout.Timeout():
+		x.problem(fasthttp.StatusRequestTimeout, "the request body did not arrive in time", err)
+	default:
+		x.problem(fasthttp.StatusBadRequest, "the request body can't be read", err)
+	}
+}
+
+// upstreamProblem answers for an upstream that gave no answer to pass on.
+func (x *exchange) upstreamProblem(err error) {
+	name := x.request.route.upstream.name
+	if x.send.body != nil {
+		x.closing, x.conn.linger = true, true
+	}
+	switch faultOf(err) {
+	case faultClient:
+		x.refuseBody(err)
+	case faultConnect:
+		x.problem(fasthttp.StatusBadGateway, "upstream "+name+" can't be reached", err)
+	case faultBusy:
+		x.problem(fasthttp.StatusServiceUnavailable, "all connections to upstream "+name+" are in use", err)
+	case faultTimeout:
+		x.problem(fasthttp.StatusGatewayTimeout, "upstream "+name+" did not answer in time", err)
+	case faultProtocol:
+		x.problem(fasthttp.StatusBadGateway, "upstream "+name+" gave an answer that is not proper HTTP/1.1", err)
+	default:
+		x.problem(fasthttp.StatusBadGateway, "upstream "+name+" closed the connection without an answer", err)
+	}
+}
+
+// relay sends the upstream's answer as it came: status, reason and fields in
+// their order, without what is hop-by-hop, and the body piece by piece.
+func (x *exchange) relay() {
+	resp := &x.resp
+	x.status = resp.status
+	chunked := resp.length < 0 && x.request.version == 1
+	if resp.length < 0 && !chunked {
+		x.closing = true
+	}
+	x.out = x.appendAnswerHead(x.out[:0], chunked)
+	body, whole := resp.buffered()
+	x.sent = int64(len(body))
+	x.out = appendPiece(x.out, body, chunked)
+	if !whole {
+		x.stream(chunked)
+		return
+	}
+	if chunked {
+		x.out = append(x.out, lastChunk...)
+	}
+	x.write(x.out)
+}
+
+func appendPiece(dst, body []byte, chunked bool) []byte {
+	if !chunked || len(body) == 0 {
+		return append(dst, body...)
+	}
+	dst = append(strconv.AppendUint(dst, uint64(len(body)), 16), "\r\n"...)
+	return append(append(dst, body...), "\r\n"...)
+}
+
+// appendAnswerHead appends the head of the answer that resp holds.
+func (x *exchange) appendAnswerHead(dst []byte, chunked bool) []byte {
+	resp := &x.resp
+	dst = append(dst, "HTTP/1.1 "...)
+	dst = append(strconv.AppendInt(dst, int64(resp.status), 10), ' ')
+	dst = append(append(dst, resp.reason...), "\r\n"...)
+	dropped := nominatedBy(resp.fields)
+	bodiless := x.send.isHead || resp.status == fasthttp.StatusNotModified
+	for i := range resp.fields {
+		f := &resp.fields[i]
+		if bodiless && equalFold(f.name, "Content-Length") || !isHopByHop(f.name) && !dropped.has(f.name) {
+			dst = appendRaw(dst, f)
+		}
+	}
+	switch {
+	case bodiless || resp.status == fasthttp.StatusNoContent:
+	case chunked:
+		dst = append(dst, "Transfer-Encoding: chunked\r\n"...)
+	case resp.length >= 0:
+		dst = append(strconv.AppendInt(append(dst, "Content-Length: "...), resp.length, 10), "\r\n"...)
+	}
+	dst = x.appendLimits(dst, resp.status)
+	return x.appendEnd(dst)
+}
+
+// appendEnd ends a head.
+func (x *exchange) appendEnd(dst []byte) []byte {
+	if x.closing {
+		dst = append(dst, "Connection: close\r\n"...)
+	}
+	return append(dst, "\r\n"...)
+}
+
+// stream sends the head and then each piece of the body as it comes. If the
+// upstream fails in between, the connection is closed without a terminator:
+// the client must not take a part for the whole.
+func (x *exchange) stream(chunked bool) {
+	if !x.write(x.out) {
+		return
+	}
+	if cap(x.body) < chunkRoom+bodyPieceBytes+2 {
+		x.body = make([]byte, chunkRoom+bodyPieceBytes+2)
+	}
+	buf := x.body[:cap(x.body)]
+	for {
+		n, err := x.resp.Read(buf[chunkRoom : chunkRoom+bodyPieceBytes])
+		x.sent += int64(n)
+		if n > 0 && !x.write(framed(buf, n, chunked)) {
+			return
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			x.closing, x.cause = true, err
+			return
+		}
+	}
+	if chunked {
+		x.write([]byte(lastChunk))
+	}
+}
+
+// framed frames the n bytes that lie behind the chunkRoom of buf.
+func framed(buf []byte, n int, chunked bool) []byte {
+	data := buf[chunkRoom : chunkRoom+n]
+	if !chunked {
+		return data
+	}
+	var size [chunkRoom]byte
+	line := append(strconv.AppendUint(size[:0], uint64(n), 16), "\r\n"...)
+	start := chunkRoom - len(line)
+	copy(buf[start:], line)
+	return append(buf[start:chunkRoom+n], "\r\n"...)
+}
+
+// write sends to the client and says whether the client took it.
+func (x *exchange) write(p []byte) bool {
+	if err := x.conn.send(p, time.Now()); err != nil {
+		x.closing = true
+		x.cause = fmt.Errorf("write answer: %w", err)
+		return false
+	}
+	return true
+}
+
+// echo answers for an `echo:` upstream: the request as an upstream would get
+// it, as JSON.
+func (x *exchange) echo() {
+	var size int64
+	text := x.send.head
+	if x.send.body != nil {
+		n, err := io.Copy(io.Discard, x.send.body)
+		if err != nil {
+			x.refuseBody(fmt.Errorf("%w: %w", errClientBody, err))
+			return
+		}
+		size = n
+	}
+	head, small, _ := bytes.Cut(text, []byte("\r\n\r\n"))
+	size += int64(len(small))
+	x.status = fasthttp.StatusOK
+	x.body = appendMirror(x.body[:0], head, small)
+	x.body = append(strconv.AppendInt(append(x.body, `,"body_bytes":`...), size, 10), "}\n"...)
+	x.answer("application/json", "")
+}
+
+// appendMirror appends a request as JSON, without the brace at the end.
+func appendMirror(dst, head, body []byte) []byte {
+	line, rest, _ := bytes.Cut(head, []byte("\r\n"))
+	method, line, _ := bytes.Cut(line, []byte{' '})
+	target, _, _ := bytes.Cut(line, []byte{' '})
+	dst = appendJSON(append(dst, `{"method":`...), method)
+	dst = appendJSON(append(dst, `,"target":`...), target)
+	dst = append(dst, `,"headers":[`...)
+	for len(rest) > 0 {
+		line, rest, _ = bytes.Cut(rest, []byte("\r\n"))
+		name, value, _ := bytes.Cut(line, []byte(": "))
+		dst = appendJSON(append(dst, '['), name)
+		dst = append(appendJSON(append(dst, ','), value), "],"...)
+	}
+	dst = append(bytes.TrimSuffix(dst, []byte{','}), ']')
+	return appendJSON(append(dst, `,"body":`...), body)
+}

@@ -1,0 +1,140 @@
+package proxy
+
+import (
+	"bytes"
+	"net/netip"
+
+	"github.com/r8limiter/r8limiter/limiter"
+)
+
+// clientAddress finds the address of the client: the peer, or, if the peer is
+// a trusted proxy, the right-most hop of X-Forwarded-For that is not. A hop
+// that is no address ends the walk at the last good one.
+func clientAddress(r *request, trusted []Prefix) (client netip.Addr, peerTrusted bool) {
+	client = r.peer
+	if !contains(trusted, client) {
+		return client, false
+	}
+	for i := len(r.fields) - 1; i >= 0; i-- {
+		if !equalFold(r.fields[i].name, "X-Forwarded-For") {
+			continue
+		}
+		for hops := r.fields[i].value; len(hops) > 0; {
+			var hop []byte
+			if comma := bytes.LastIndexByte(hops, ','); comma >= 0 {
+				hop, hops = hops[comma+1:], hops[:comma]
+			} else {
+				hop, hops = hops, nil
+			}
+			addr, ok := parseHop(trimSpace(hop))
+			if !ok {
+				return client, true
+			}
+			client = addr
+			if !contains(trusted, client) {
+				return client, true
+			}
+		}
+	}
+	return client, true
+}
+
+// parseHop reads an address with or without port, brackets or zone.
+func parseHop(hop []byte) (netip.Addr, bool) {
+	if len(hop) == 0 || len(hop) > 64 {
+		return netip.Addr{}, false
+	}
+	s := string(hop)
+	addr, err := netip.ParseAddr(s)
+	if err != nil {
+		withPort, portErr := netip.ParseAddrPort(s)
+		if portErr != nil && s[0] == '[' && s[len(s)-1] == ']' {
+			addr, err = netip.ParseAddr(s[1 : len(s)-1])
+		} else {
+			addr, err = withPort.Addr(), portErr
+		}
+	}
+	return addr.Unmap().WithZone(""), err == nil
+}
+
+func contains(prefixes []Prefix, addr netip.Addr) bool {
+	for i := range prefixes {
+		if prefixes[i].Contains(addr) {
+			return true
+		}
+	}
+	return false
+}
+
+// appendClient appends {client_ip}: an IPv4 address, or the network of an
+// IPv6 address that counts as one client, so that nobody escapes a limit by
+// changing the bits that are theirs to choose.
+func (r *request) appendClient(dst []byte) []byte {
+	if !r.client.IsValid() {
+		return append(dst, "unknown"...)
+	}
+	if r.client.Is4() || r.prefix6 >= 128 {
+		return r.client.AppendTo(dst)
+	}
+	network, _ := r.client.Prefix(r.prefix6)
+	return network.AppendTo(dst)
+}
+
+// identify fills in who asks for what at which cost. What lies in it belongs
+// to ask's memory.
+func (x *exchange) identify() error {
+	r, rt := &x.request, x.request.route
+	ids := x.ids[:0]
+	var err error
+	for i := range rt.userID {
+		if ids, err = rt.userID[i].appendTo(ids, r); err != nil || len(ids) > 0 {
+			break
+		}
+	}
+	if err == nil && len(ids) == 0 {
+		ids = r.appendClient(ids)
+	}
+	user := len(ids)
+	if err == nil {
+		ids, err = rt.resource.appendTo(ids, r)
+	}
+	if err == nil && len(ids) == user {
+		ids = append(ids, rt.name...)
+	}
+	x.ids = ids
+	x.ask.User, x.ask.Resource, x.ask.Cost = ids[:user:user], ids[user:], 1
+	if err != nil || !rt.cost.isSet() {
+		return err
+	}
+	return x.price(&rt.cost)
+}
+
+// price reads the cost; an empty template costs 1.
+func (x *exchange) price(cost *Template) error {
+	end := len(x.ids)
+	text, err := cost.appendTo(x.ids, &x.request)
+	if err != nil || len(text) == end {
+		return err
+	}
+	n, ok := parseCost(text[end:])
+	if !ok {
+		return &badRequest{"the cost of the request is no integer from 0 to 1000000000"}
+	}
+	x.ask.Cost = n
+	return nil
+}
+
+// parseCost reads a decimal integer from 0 to limiter.MaxCost.
+func parseCost(text []byte) (int64, bool) {
+	if len(text) == 0 || len(text) > 18 {
+		return 0, false
+	}
+	var n int64
+	for _, c := range text {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		n = n*10 + int64(c-'0')
+	}
+	return n, n <= limiter.MaxCost
+}

@@ -1,0 +1,94 @@
+package proxy
+
+import (
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/r8limiter/r8limiter/limiter"
+)
+
+// maxLogged is how many bytes of a client's text a log line repeats.
+const maxLogged = 256
+
+// record counts the exchange and writes its line.
+func (x *exchange) record() {
+	took := time.Since(x.start)
+	if rt := x.request.route; rt != nil {
+		rt.metrics.latency.Update(took.Seconds())
+		rt.metrics.overhead.Update((took - x.upstream).Seconds())
+	}
+	if c := x.proxy.metrics.problems[x.status]; c != nil && x.cause != nil {
+		c.Inc()
+	}
+	if e := x.event(); e != nil {
+		x.describe(e, took)
+	}
+}
+
+// event begins the line about x, or is nil if there is to be none.
+func (x *exchange) event() *zerolog.Event {
+	o := &x.proxy.options
+	denied := x.status >= 400 && (!x.decided || !x.decision.Allowed || x.cause != nil)
+	if o.LogRequests == LogNone || o.LogRequests == LogDenied && !denied {
+		return nil
+	}
+	if x.status >= 500 && x.cause != nil {
+		return o.Log.Warn()
+	}
+	return o.Log.Info()
+}
+
+func (x *exchange) describe(e *zerolog.Event, took time.Duration) {
+	r := &x.request
+	path := r.path
+	e.Bytes("request_id", logged(x.id)).Str("listener", "proxy").Bytes("method", logged(r.method)).Bytes("path", logged(path))
+	if r.route != nil {
+		e.Str("route", r.route.name)
+		x.describeDecision(e)
+		if u := r.route.upstream; u != nil && x.upstream > 0 {
+			e.Str("upstream", u.name)
+			e.RawJSON("upstream_ms", x.milliseconds(x.upstream))
+		}
+	}
+	e.Int("status", x.status).RawJSON("duration_ms", x.milliseconds(took))
+	if r.client.IsValid() {
+		x.body = r.client.AppendTo(x.body[:0])
+		e.Bytes("client_ip", x.body)
+	}
+	e.Int64("bytes", x.sent).AnErr("error", x.cause).Send()
+}
+
+// describeDecision adds what was asked of the limiter and what it said.
+func (x *exchange) describeDecision(e *zerolog.Event) {
+	if len(x.ask.User) == 0 {
+		return
+	}
+	e.Bytes("user_id", logged(x.ask.User)).Bytes("resource", logged(x.ask.Resource)).Int64("cost", x.ask.Cost)
+	d := &x.decision
+	switch {
+	case !x.decided:
+		e.Str("decision", "error")
+		return
+	case d.Allowed:
+		e.Str("decision", "allow")
+	default:
+		e.Str("decision", "deny")
+	}
+	if s := d.Binding(); s != nil {
+		x.body = d.AppendLimitName(x.body[:0], s)
+		e.Bytes("limit", logged(x.body))
+	}
+	x.body = limiter.AppendTokens(x.body[:0], d.TokensLeft())
+	e.RawJSON("tokens_left", x.body)
+	x.body = limiter.AppendSeconds(x.body[:0], d.RetryAfter())
+	e.RawJSON("retry_after", x.body)
+}
+
+// milliseconds formats d in x.body, to the microsecond.
+func (x *exchange) milliseconds(d time.Duration) []byte {
+	x.body = limiter.AppendMilliseconds(x.body[:0], d)
+	return x.body
+}
+
+func logged(text []byte) []byte { return text[:min(len(text), maxLogged)] }

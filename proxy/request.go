@@ -1,0 +1,234 @@
+package proxy
+
+import (
+	"bytes"
+	"net/netip"
+	"strconv"
+)
+
+// Bounds of a request head. What is larger is answered with 431 or 400.
+const (
+	maxHeadBytes   = 16 << 10
+	maxFields      = 100
+	maxTargetBytes = 8 << 10
+)
+
+// badRequest is a fault of the client: what is wrong, in words for its author.
+type badRequest struct{ detail string }
+
+// Error is the detail that the 400 answer gives.
+func (e *badRequest) Error() string { return e.detail }
+
+// request is what the rules see of a request: the client's bytes, cut into
+// pieces and checked, none of them changed. It is valid until the handler returns.
+type request struct {
+	method   []byte
+	target   []byte // as the client sent it, without the authority of an absolute-form
+	path     []byte // raw
+	query    []byte // raw, without the question mark
+	hostport []byte // the Host field, "" if an HTTP/1.0 client sent none
+	host     []byte // lower case, without port
+	fields   []field
+	version  byte // the minor version, 0 or 1
+
+	length  int64 // of the body: bytes, 0 for none, -1 for chunked
+	framed  bool  // the client gave a length or an encoding
+	peer    netip.Addr
+	client  netip.Addr
+	trusted bool // the peer's X-Forwarded-* are believed
+	prefix6 int
+
+	route    *route
+	segments [][]byte // of the path, decoded
+
+	scratch []byte // memory of host and segments
+}
+
+// forget drops everything that belongs to the client's bytes, and keeps the memory.
+func (r *request) forget() {
+	clear(r.fields)
+	clear(r.segments)
+	*r = request{fields: r.fields[:0], segments: r.segments[:0], scratch: r.scratch[:0]}
+}
+
+// parseFields cuts the raw header block of a request (every line as it came)
+// into fields and refuses whatever two parsers might read in two ways: bare
+// LF, folded lines, names that are no token, control bytes in values.
+func (r *request) parseFields(raw []byte) error {
+	r.fields = r.fields[:0]
+	for len(raw) > 0 {
+		end := bytes.IndexByte(raw, '\n')
+		if end < 1 || raw[end-1] != '\r' {
+			return &badRequest{"a header line does not end in CRLF"}
+		}
+		line := raw[:end-1]
+		raw = raw[end+1:]
+		if len(line) == 0 {
+			break
+		}
+		colon := bytes.IndexByte(line, ':')
+		if colon < 1 || !isToken(line[:colon]) {
+			return &badRequest{"a header line has no proper field name"}
+		}
+		value := trimSpace(line[colon+1:])
+		if !isFieldValue(value) {
+			return &badRequest{"a header field holds control characters"}
+		}
+		if len(r.fields) == maxFields {
+			return errTooManyFields
+		}
+		r.fields = append(r.fields, field{line[:colon], value})
+	}
+	return nil
+}
+
+var errTooManyFields = &badRequest{"more than 100 header fields"}
+
+// parseFraming finds the one length of the body and the one Host.
+func (r *request) parseFraming() error {
+	r.length, r.framed, r.hostport = 0, false, nil
+	hosts, lengths, codings := 0, 0, 0
+	for i := range r.fields {
+		f := &r.fields[i]
+		switch {
+		case equalFold(f.name, "Host"):
+			hosts++
+			r.hostport = f.value
+		case equalFold(f.name, "Content-Length"):
+			lengths++
+			n, err := strconv.ParseUint(string(f.value), 10, 63)
+			if err != nil || f.value[0] == '+' {
+				return &badRequest{"Content-Length is no number"}
+			}
+			r.length = int64(n)
+		case equalFold(f.name, "Transfer-Encoding"):
+			codings++
+			if !equalFold(f.value, "chunked") {
+				return &badRequest{"Transfer-Encoding other than chunked"}
+			}
+		}
+	}
+	if lengths+codings > 1 || codings > 0 && r.version == 0 {
+		return &badRequest{"the length of the body is ambiguous"}
+	}
+	if hosts > 1 || hosts == 0 && r.version == 1 {
+		return &badRequest{"there must be one Host field"}
+	}
+	if codings > 0 {
+		r.length = -1
+	}
+	r.framed = lengths+codings > 0
+	return nil
+}
+
+// parseTarget splits the target and takes the authority off an absolute-form,
+// which must be the one that Host names.
+func (r *request) parseTarget(target []byte) error {
+	if len(target) > maxTargetBytes {
+		return &badRequest{"the request target is longer than 8 KiB"}
+	}
+	for _, c := range target {
+		if c <= ' ' || c == 0x7f || c == '#' {
+			return &badRequest{"the request target holds a space, a control character or a fragment"}
+		}
+	}
+	if len(target) > 0 && target[0] != '/' {
+		var err error
+		if target, err = r.parseAbsolute(target); err != nil {
+			return err
+		}
+	}
+	if len(target) == 0 {
+		return &badRequest{"the request target is empty"}
+	}
+	r.target = target
+	r.path, r.query, _ = bytes.Cut(target, []byte{'?'})
+	return nil
+}
+
+func (r *request) parseAbsolute(target []byte) ([]byte, error) {
+	if len(target) == 1 && target[0] == '*' && string(r.method) == "OPTIONS" {
+		return target, nil
+	}
+	const scheme = "http://"
+	if len(target) < len(scheme) || !equalFold(target[:len(scheme)], scheme) {
+		return nil, &badRequest{"the request target is neither a path nor an http:// URL"}
+	}
+	rest := target[len(scheme):]
+	slash := bytes.IndexAny(rest, "/?")
+	authority := rest
+	if slash >= 0 {
+		authority = rest[:slash]
+	}
+	if !equalFold(authority, string(r.hostport)) {
+		return nil, &badRequest{"the request target names another host than the Host field"}
+	}
+	if slash < 0 || rest[slash] != '/' {
+		return nil, &badRequest{"the request target has no path"}
+	}
+	return rest[slash:], nil
+}
+
+// parseHost checks Host and keeps its name in lower case.
+func (r *request) parseHost() error {
+	r.host = nil
+	if len(r.hostport) == 0 {
+		if r.version == 0 {
+			return nil
+		}
+		return &badRequest{"the Host field is empty"}
+	}
+	name, ok := splitHost(r.hostport)
+	if !ok {
+		return &badRequest{"the Host field is no host with an optional port"}
+	}
+	start := len(r.scratch)
+	r.scratch = lowerFilter(append(r.scratch, name...), start)
+	r.host = r.scratch[start:]
+	return nil
+}
+
+// splitHost takes the port off host[:port]; the host may be [IPv6].
+func splitHost(hostport []byte) (host []byte, ok bool) {
+	host = hostport
+	if hostport[0] == '[' {
+		end := bytes.IndexByte(hostport, ']')
+		if end < 0 {
+			return nil, false
+		}
+		if _, err := netip.ParseAddr(string(hostport[1:end])); err != nil {
+			return nil, false
+		}
+		return hostport[:end+1], isPort(hostport[end+1:])
+	}
+	if colon := bytes.IndexByte(hostport, ':'); colon >= 0 {
+		host = hostport[:colon]
+		if !isPort(hostport[colon:]) {
+			return nil, false
+		}
+	}
+	for _, c := range host {
+		if !isHostByte(c) {
+			return nil, false
+		}
+	}
+	return host, len(host) > 0
+}
+
+// isPort says whether s is empty or a colon and a port.
+func isPort(s []byte) bool {
+	if len(s) == 0 {
+		return true
+	}
+	if s[0] != ':' || len(s) > 6 {
+		return false
+	}
+	n := 0
+	for _, c := range s[1:] {
+		if c < '0' || c > '9' {
+			return false
+		}
+		n = n*10 + int(c-'0')
+	}
+	return n <= 65535
+}

@@ -1,0 +1,294 @@
+package proxy
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strings"
+)
+
+// Template makes a value out of a request: literal text and placeholders such
+// as {header.X-User-Id|lower}. The zero Template is not set.
+type Template struct {
+	text  string
+	parts []templatePart
+}
+
+// source says where a placeholder takes its value from.
+type source uint8
+
+const (
+	fromLiteral source = iota
+	fromHeader
+	fromQuery
+	fromCookie
+	fromPath
+	fromClientIP
+	fromHost
+	fromMethod
+	fromRoute
+)
+
+// sources are the placeholders by name; those in named take an argument.
+var (
+	sources      = map[string]source{"client_ip": fromClientIP, "host": fromHost, "method": fromMethod, "route": fromRoute}
+	namedSources = map[string]source{"header": fromHeader, "query": fromQuery, "cookie": fromCookie, "path": fromPath}
+)
+
+type templatePart struct {
+	from    source
+	arg     string // the literal text, or the name of the header, parameter, cookie or segment
+	segment int    // of fromPath: which segment of the path; set by bindPath
+	filters []filter
+}
+
+// filter changes value[from:] in place or appends its replacement there.
+type filter func(value []byte, from int) []byte
+
+var filters = map[string]filter{"lower": lowerFilter, "sha256": sha256Filter}
+
+func lowerFilter(value []byte, from int) []byte {
+	for i := from; i < len(value); i++ {
+		value[i] = lowerByte(value[i])
+	}
+	return value
+}
+
+func sha256Filter(value []byte, from int) []byte {
+	sum := sha256.Sum256(value[from:])
+	return hex.AppendEncode(value[:from], sum[:])
+}
+
+// UnmarshalText parses the template; see ParseTemplate.
+func (t *Template) UnmarshalText(text []byte) error {
+	parsed, err := ParseTemplate(string(text))
+	if err != nil {
+		return err
+	}
+	*t = parsed
+	return nil
+}
+
+// String is the template as it was written.
+func (t Template) String() string { return t.text }
+
+func (t Template) isSet() bool { return t.text != "" }
+
+// static is the value of a template without placeholders.
+func (t Template) static() (string, bool) {
+	if len(t.parts) == 1 && t.parts[0].from == fromLiteral {
+		return t.parts[0].arg, true
+	}
+	return "", len(t.parts) == 0
+}
+
+// ParseTemplate reads literal text with placeholders in braces.
+func ParseTemplate(text string) (Template, error) {
+	t := Template{text: text}
+	if text == "" {
+		return t, fmt.Errorf("is empty; leave the key out or give a value")
+	}
+	for rest := text; rest != ""; {
+		open := strings.IndexAny(rest, "{}")
+		if open < 0 {
+			t.parts = append(t.parts, templatePart{arg: rest})
+			break
+		}
+		if open > 0 {
+			t.parts = append(t.parts, templatePart{arg: rest[:open]})
+		}
+		end := strings.IndexAny(rest[open+1:], "{}")
+		if rest[open] == '}' || end < 0 || rest[open+1+end] == '{' {
+			return t, fmt.Errorf("%q has an unpaired brace", text)
+		}
+		part, err := parsePlaceholder(rest[open+1 : open+1+end])
+		if err != nil {
+			return t, err
+		}
+		t.parts = append(t.parts, part)
+		rest = rest[open+end+2:]
+	}
+	return t, nil
+}
+
+func parsePlaceholder(text string) (templatePart, error) {
+	name, filterNames, hasFilters := strings.Cut(text, "|")
+	part, err := parseSource(name)
+	if err != nil || !hasFilters {
+		return part, err
+	}
+	for _, f := range strings.Split(filterNames, "|") {
+		apply, ok := filters[f]
+		if !ok {
+			return part, fmt.Errorf("{%s}: unknown filter %q; there are lower and sha256", text, f)
+		}
+		part.filters = append(part.filters, apply)
+	}
+	return part, nil
+}
+
+func parseSource(name string) (templatePart, error) {
+	if from, ok := sources[name]; ok {
+		return templatePart{from: from}, nil
+	}
+	kind, arg, _ := strings.Cut(name, ".")
+	from, ok := namedSources[kind]
+	switch {
+	case !ok:
+		return templatePart{}, fmt.Errorf("unknown placeholder {%s}; there are {header.N} {query.N} {cookie.N} {path.N} {client_ip} {host} {method} {route}", name)
+	case arg == "":
+		return templatePart{}, fmt.Errorf("{%s} needs a name, as in {%s.NAME}", name, kind)
+	case from == fromHeader && !isToken([]byte(arg)):
+		return templatePart{}, fmt.Errorf("{%s}: %q is no header name", name, arg)
+	}
+	return templatePart{from: from, arg: arg}, nil
+}
+
+// bindPath looks up the segment of every {path.N} in a route's path.
+func (t *Template) bindPath(path pathPattern) error {
+	for i := range t.parts {
+		p := &t.parts[i]
+		if p.from != fromPath {
+			continue
+		}
+		segment, ok := path.params[p.arg]
+		if !ok {
+			return fmt.Errorf("{path.%s}: match.path has no segment {%s}", p.arg, p.arg)
+		}
+		p.segment = segment
+	}
+	return nil
+}
+
+// appendTo appends the value for r. A template is empty, and appends nothing,
+// if any of its placeholders is. err is the client's fault: a value that is
+// there twice or can't be decoded.
+func (t *Template) appendTo(dst []byte, r *request) (out []byte, err error) {
+	start := len(dst)
+	for i := range t.parts {
+		p := &t.parts[i]
+		from := len(dst)
+		if dst, err = p.appendTo(dst, r); err != nil {
+			return dst[:start], err
+		}
+		if len(dst) == from {
+			return dst[:start], nil
+		}
+		for _, f := range p.filters {
+			dst = f(dst, from)
+		}
+	}
+	return dst, nil
+}
+
+func (p *templatePart) appendTo(dst []byte, r *request) ([]byte, error) {
+	switch p.from {
+	case fromLiteral:
+		return append(dst, p.arg...), nil
+	case fromHeader:
+		value, err := r.header(p.arg)
+		return append(dst, value...), err
+	case fromQuery:
+		return r.appendQuery(dst, p.arg)
+	case fromCookie:
+		value, err := r.cookie(p.arg)
+		return append(dst, value...), err
+	case fromPath:
+		return append(dst, r.segments[p.segment]...), nil
+	case fromClientIP:
+		return r.appendClient(dst), nil
+	case fromHost:
+		return append(dst, r.host...), nil
+	case fromMethod:
+		return append(dst, r.method...), nil
+	default:
+		return append(dst, r.route.name...), nil
+	}
+}
+
+// header is the value of the one field of that name. Several make it
+// ambiguous which of them the upstream would read.
+func (r *request) header(name string) ([]byte, error) {
+	var value []byte
+	seen := false
+	for i := range r.fields {
+		if !equalFold(r.fields[i].name, name) {
+			continue
+		}
+		if seen {
+			return nil, &badRequest{"header field " + name + " is there more than once"}
+		}
+		value, seen = r.fields[i].value, true
+	}
+	return value, nil
+}
+
+// appendQuery appends the decoded value of the one parameter of that name.
+func (r *request) appendQuery(dst []byte, name string) ([]byte, error) {
+	start, seen := len(dst), false
+	for query := r.query; len(query) > 0; {
+		var pair []byte
+		pair, query, _ = bytes.Cut(query, []byte{'&'})
+		key, value, _ := bytes.Cut(pair, []byte{'='})
+		end := len(dst)
+		decoded, ok := appendUnescaped(dst, key)
+		match := ok && string(decoded[end:]) == name
+		dst = decoded[:end]
+		if !match {
+			continue
+		}
+		if seen {
+			return dst[:start], &badRequest{"query parameter " + name + " is there more than once"}
+		}
+		seen = true
+		if dst, ok = appendUnescaped(dst, value); !ok {
+			return dst[:start], &badRequest{"query parameter " + name + " can't be decoded"}
+		}
+	}
+	return dst, nil
+}
+
+// cookie is the value of the one cookie of that name.
+func (r *request) cookie(name string) ([]byte, error) {
+	var found []byte
+	seen := false
+	for i := range r.fields {
+		if !equalFold(r.fields[i].name, "Cookie") {
+			continue
+		}
+		for rest := r.fields[i].value; len(rest) > 0; {
+			var pair []byte
+			pair, rest, _ = bytes.Cut(rest, []byte{';'})
+			key, value, _ := bytes.Cut(trimSpace(pair), []byte{'='})
+			if string(key) != name {
+				continue
+			}
+			if seen {
+				return nil, &badRequest{"cookie " + name + " is there more than once"}
+			}
+			found, seen = value, true
+		}
+	}
+	return found, nil
+}
+
+// appendUnescaped decodes percent-escapes and + of a query.
+func appendUnescaped(dst, s []byte) ([]byte, bool) {
+	for i := 0; i < len(s); i++ {
+		switch s[i] {
+		case '+':
+			dst = append(dst, ' ')
+		case '%':
+			c, ok := unhex(s[i:])
+			if !ok {
+				return dst, false
+			}
+			dst = append(dst, c)
+			i += 2
+		default:
+			dst = append(dst, s[i])
+		}
+	}
+	return dst, true
+}
