@@ -1,0 +1,39 @@
+# One command each; CI runs the same ones.
+GO ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+
+.PHONY: run test lint bench fuzz build redis
+
+run: ## serve config.example.yaml
+	$(GO) run . -config config.example.yaml
+
+# The allocation pins are built without the race detector, which makes
+# sync.Pool forget: they get a run of their own.
+test: redis ## every test, on real Redis
+	$(GO) test -race -count=1 ./...
+	$(GO) test -count=1 -run 'Alloc' ./...
+
+redis:
+	@command -v redis-server >/dev/null && exit 0; \
+	echo "installing redis-server from the distribution's packages"; \
+	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	{ $$sudo env RUNLEVEL=1 apt-get update -q && $$sudo env RUNLEVEL=1 apt-get install -y -q --no-install-recommends redis-server; } || \
+	{ echo "redis-server is missing and could not be installed: install it (7.0 or later) and run make test again" >&2; exit 1; }
+
+lint:
+	@out=$$(gofmt -l .); [ -z "$$out" ] || { echo "not gofmt'd: $$out" >&2; exit 1; }
+	$(GO) vet ./...
+	$(GO) fix -diff ./...
+
+staticcheck: ## needs the module proxy to serve honnef.co/go/tools
+	$(GO) run honnef.co/go/tools/cmd/staticcheck@2026.2.2 ./...
+
+bench: redis
+	$(GO) test -run xxx -bench . -benchmem -cpu 1,2 ./...
+
+fuzz: ## 20 s for each target
+	@for pkg in $$($(GO) list ./...); do for f in $$($(GO) test -list '^Fuzz' $$pkg | grep ^Fuzz); do \
+	$(GO) test -run xxx -fuzz "^$$f$$" -fuzztime 20s $$pkg || exit 1; done; done
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o r8limiter .

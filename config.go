@@ -1,0 +1,114 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+
+	"github.com/rs/zerolog"
+
+	"github.com/r8limiter/r8limiter/admin"
+	"github.com/r8limiter/r8limiter/limiter"
+	"github.com/r8limiter/r8limiter/proxy"
+)
+
+// Config is the whole file: each top-level key belongs to the package of its name.
+type Config struct {
+	Proxy   proxy.Config   `yaml:"proxy"`
+	Limiter limiter.Config `yaml:"limiter"`
+	Admin   admin.Config   `yaml:"admin"`
+	Log     LogConfig      `yaml:"log"`
+}
+
+// LogConfig is what the file may say under `log`.
+type LogConfig struct {
+	// Level is debug, info (default), warn or error.
+	Level string `yaml:"level"`
+	// Format is json (default) or console.
+	Format string `yaml:"format"`
+	// Requests says which requests get a line: all (default), denied or none.
+	Requests string `yaml:"requests"`
+}
+
+func defaultConfig() Config {
+	return Config{
+		Proxy: proxy.DefaultConfig(), Limiter: limiter.DefaultConfig(), Admin: admin.DefaultConfig(),
+		Log: LogConfig{Level: "info", Format: "json", Requests: proxy.LogAll},
+	}
+}
+
+// validate reports every problem by its path.
+func (c *LogConfig) validate(report func(path, problem string)) {
+	oneOf := func(path, value string, values ...string) {
+		if !slices.Contains(values, value) {
+			report(path, fmt.Sprintf("%q is none of %q", value, values))
+		}
+	}
+	oneOf("level", c.Level, zerolog.LevelDebugValue, zerolog.LevelInfoValue, zerolog.LevelWarnValue, zerolog.LevelErrorValue)
+	oneOf("format", c.Format, "json", "console")
+	oneOf("requests", c.Requests, proxy.LogAll, proxy.LogDenied, proxy.LogNone)
+}
+
+// fallbackFile is read where no other file is named, if it is there.
+const fallbackFile = "config.yaml"
+
+// configFile is the file to read: the named one, $R8LIMITER_CONFIG, or
+// ./config.yaml; "" for none.
+func (p *program) configFile(named string) string {
+	if named != "" {
+		return named
+	}
+	if file, ok := p.env("R8LIMITER_CONFIG"); ok && file != "" {
+		return file
+	}
+	if _, err := os.Stat(fallbackFile); !errors.Is(err, fs.ErrNotExist) {
+		return fallbackFile
+	}
+	return ""
+}
+
+// load reads and checks the configuration. Without a file it is the default.
+func (p *program) load(file string) (Config, []problem) {
+	c := defaultConfig()
+	if file == "" {
+		return c, nil
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return c, []problem{{1, 1, "", fmt.Sprintf("read: %v; name another file with -config", err)}}
+	}
+	at, problems := decodeYAML(data, p.env, &c)
+	if len(problems) > 0 {
+		return c, problems
+	}
+	c.validate(func(path, text string) {
+		line, col := at.of(path)
+		problems = append(problems, problem{line, col, path, text})
+	})
+	slices.SortStableFunc(problems, comparePlaces)
+	return c, problems
+}
+
+func (c *Config) validate(report func(path, problem string)) {
+	below := func(key string) func(path, problem string) {
+		return func(path, problem string) { report(key+"."+path, problem) }
+	}
+	sound := true
+	c.Limiter.Validate(func(path, problem string) {
+		sound = false
+		report("limiter."+path, problem)
+	})
+	c.Admin.Validate(below("admin"))
+	c.Log.validate(below("log"))
+	capacity := func(string) int64 { return limiter.MaxCapacity }
+	if sound {
+		l := limiter.New(c.Limiter, nil)
+		capacity = func(resource string) int64 { return l.Capacity([]byte(resource)) }
+	}
+	c.Proxy.Validate(capacity, below("proxy"))
+	if c.Proxy.Listen != "" && c.Proxy.Listen == c.Admin.Listen {
+		report("admin.listen", "is the address of the proxy listener too; give each its own")
+	}
+}

@@ -1,0 +1,175 @@
+// Command r8limiter is a rate-limiting reverse proxy and API gateway.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// version is set by the linker; see the Makefile.
+var version = ""
+
+// Exit codes.
+const (
+	exitFine    = 0
+	exitFailure = 1
+	exitUsage   = 2
+)
+
+const usage = `usage: r8limiter [serve] [-config FILE]   run
+       r8limiter check [-config FILE]     validate a configuration
+       r8limiter health [-url URL]        ask a running instance whether it is ready
+       r8limiter version
+`
+
+// program is one run of the command: all it needs of the world around it.
+type program struct {
+	args           []string
+	stdout, stderr io.Writer
+	env            func(string) (string, bool)
+	signals        <-chan os.Signal
+	// drainDelay is how long, after SIGTERM, requests are still taken while
+	// /readyz tells load balancers to look elsewhere.
+	drainDelay time.Duration
+	// listening is called once with the addresses of the listeners; the
+	// proxy's is nil where it is off.
+	listening func(proxy, control net.Addr)
+}
+
+func main() {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	p := &program{
+		args: os.Args[1:], stdout: os.Stdout, stderr: os.Stderr, env: os.LookupEnv,
+		signals: signals, drainDelay: 5 * time.Second, listening: func(net.Addr, net.Addr) {},
+	}
+	os.Exit(p.run())
+}
+
+// run carries out the command and is the exit code.
+func (p *program) run() int {
+	command, args := "serve", p.args
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		command, args = args[0], args[1:]
+	}
+	flags := flag.NewFlagSet(command, flag.ContinueOnError)
+	flags.SetOutput(p.stderr)
+	flags.Usage = func() { fmt.Fprint(p.stderr, usage) }
+	config, url := "", ""
+	switch command {
+	case "serve", "check":
+		flags.StringVar(&config, "config", "", "configuration file")
+	case "health":
+		flags.StringVar(&config, "config", "", "configuration file, for the address")
+		flags.StringVar(&url, "url", "", "address of /readyz")
+	case "version":
+	default:
+		fmt.Fprintf(p.stderr, "unknown command %q\n%s", command, usage)
+		return exitUsage
+	}
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return exitFine
+	} else if err != nil {
+		return exitUsage
+	}
+	if flags.NArg() > 0 {
+		fmt.Fprintf(p.stderr, "unexpected argument %q\n%s", flags.Arg(0), usage)
+		return exitUsage
+	}
+	return map[string]func() int{
+		"serve":   func() int { return p.serve(p.configFile(config)) },
+		"check":   func() int { return p.check(p.configFile(config)) },
+		"health":  func() int { return p.health(url, p.configFile(config)) },
+		"version": p.version,
+	}[command]()
+}
+
+// check says every problem of a configuration.
+func (p *program) check(file string) int {
+	_, problems := p.load(file)
+	if p.complain(file, problems) {
+		return exitUsage
+	}
+	if file == "" {
+		file = "built-in defaults"
+	}
+	fmt.Fprintln(p.stdout, file+": ok")
+	return exitFine
+}
+
+// complain prints problems and says whether there are any.
+func (p *program) complain(file string, problems []problem) bool {
+	for _, each := range problems {
+		fmt.Fprintln(p.stderr, each.format(file))
+	}
+	return len(problems) > 0
+}
+
+func (p *program) version() int {
+	fmt.Fprintln(p.stdout, "r8limiter "+buildVersion())
+	return exitFine
+}
+
+// buildVersion is the linker's, else what the build knows of its source.
+func buildVersion() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}
+
+// health asks a running instance for /readyz.
+func (p *program) health(url, file string) int {
+	if url == "" {
+		c, problems := p.load(file)
+		if p.complain(file, problems) {
+			return exitFailure
+		}
+		url = "http://" + reachable(c.Admin.Listen) + "/readyz"
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		fmt.Fprintf(p.stderr, "health: %v; write -url http://host:port/readyz\n", err)
+		return exitUsage
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		fmt.Fprintf(p.stderr, "health: %v; is r8limiter running there?\n", err)
+		return exitFailure
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+	fmt.Fprintf(p.stdout, "%s: %d %s\n", url, resp.StatusCode, strings.TrimSpace(string(body)))
+	if resp.StatusCode != http.StatusOK {
+		return exitFailure
+	}
+	return exitFine
+}
+
+// reachable turns a wildcard listen address into one that can be dialled.
+func reachable(listen string) string {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return listen
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(host, port)
+}

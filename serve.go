@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"syscall"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/r8limiter/r8limiter/admin"
+	"github.com/r8limiter/r8limiter/limiter"
+	"github.com/r8limiter/r8limiter/proxy"
+)
+
+// drainLimit bounds the wait for requests in flight at the end.
+const drainLimit = 25 * time.Second
+
+// gateway is what runs: the two listeners and what they share.
+type gateway struct {
+	program *program
+	log     zerolog.Logger
+	limiter *limiter.Limiter
+	proxy   *proxy.Proxy // nil where the proxy listener is off
+	admin   *admin.Server
+
+	proxyListener, adminListener net.Listener
+	ended                        chan error // one for each listener
+}
+
+// serve runs until a signal, or until a listener fails.
+func (p *program) serve(file string) int {
+	c, problems := p.load(file)
+	if p.complain(file, problems) {
+		return exitUsage
+	}
+	out := newLogWriter(p.stderr)
+	defer out.Close()
+	g := &gateway{program: p, log: newLogger(c.Log, out), ended: make(chan error, 2)}
+	if err := g.build(&c, out); err != nil {
+		g.log.Error().Err(err).Msg("start")
+		return exitFailure
+	}
+	defer g.limiter.Close()
+	if err := g.listen(&c); err != nil {
+		g.log.Error().Err(err).Msg("listen")
+		return exitFailure
+	}
+	g.greet(&c, file)
+	g.start()
+	return g.wait()
+}
+
+func newLogger(c LogConfig, out io.Writer) zerolog.Logger {
+	zerolog.TimeFieldFormat = "2006-01-02T15:04:05.000Z07:00"
+	zerolog.TimestampFunc = func() time.Time { return time.Now().UTC() }
+	if c.Format == "console" {
+		out = zerolog.ConsoleWriter{Out: out, NoColor: true, TimeFormat: zerolog.TimeFieldFormat}
+	}
+	level, err := zerolog.ParseLevel(c.Level)
+	if err != nil {
+		level = zerolog.InfoLevel
+	}
+	return zerolog.New(out).Level(level).With().Timestamp().Logger()
+}
+
+// build makes everything, with no side effect outside the process.
+func (g *gateway) build(c *Config, out *logWriter) error {
+	var store limiter.Store = limiter.NewMemoryStore()
+	if c.Limiter.Redis != nil {
+		redis, err := limiter.NewRedisStore(*c.Limiter.Redis)
+		if err != nil {
+			return fmt.Errorf("open Redis store: %w", err)
+		}
+		store = redis
+	}
+	g.limiter = limiter.New(c.Limiter, store)
+	writers := []func(io.Writer){out.WriteMetrics}
+	if c.Proxy.Listen != "" {
+		var err error
+		if g.proxy, err = proxy.New(c.Proxy, proxy.Options{Limiter: g.limiter, Log: g.log, LogRequests: c.Log.Requests}); err != nil {
+			return fmt.Errorf("build proxy: %w", err)
+		}
+		writers = append(writers, g.proxy.WriteMetrics)
+	}
+	g.admin = admin.New(c.Admin, admin.Deps{
+		Limiter: g.limiter, Log: g.log, LogRequests: c.Log.Requests, Metrics: writers, Version: buildVersion(),
+	})
+	return nil
+}
+
+// listen binds both listeners before either serves.
+func (g *gateway) listen(c *Config) error {
+	var err error
+	if g.adminListener, err = net.Listen("tcp", c.Admin.Listen); err != nil {
+		return fmt.Errorf("admin.listen: %w; free the address or change it", err)
+	}
+	if g.proxy == nil {
+		return nil
+	}
+	if g.proxyListener, err = net.Listen("tcp", c.Proxy.Listen); err != nil {
+		return errors.Join(fmt.Errorf("proxy.listen: %w; free the address or change it", err), g.adminListener.Close())
+	}
+	return nil
+}
+
+// greet logs what runs, and what an operator should know about it.
+func (g *gateway) greet(c *Config, file string) {
+	store := "memory"
+	if c.Limiter.Redis != nil {
+		store = "redis"
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if err := g.limiter.Probe(ctx); err != nil {
+			g.log.Warn().Err(err).Msg("Redis does not answer; until it does, limited requests get 503. Check limiter.redis.url and the server")
+		}
+	}
+	if c.Admin.Token == "" && !isLoopback(g.adminListener.Addr()) {
+		g.log.Warn().Str("listen", c.Admin.Listen).Msg("the control listener is open to other hosts and admin.token is empty: /admin answers loopback peers only, /allow everyone")
+	}
+	e := g.log.Info().Str("version", buildVersion()).Str("config", file).Str("store", store).Stringer("control", g.adminListener.Addr())
+	if g.proxy != nil {
+		e = e.Stringer("proxy", g.proxyListener.Addr()).Int("routes", len(c.Proxy.Routes))
+	}
+	e.Msg("serving")
+}
+
+func isLoopback(addr net.Addr) bool {
+	tcp, ok := addr.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
+}
+
+func (g *gateway) start() {
+	go func() { g.ended <- g.admin.Serve(g.adminListener) }()
+	var proxyAddr net.Addr
+	if g.proxy != nil {
+		proxyAddr = g.proxyListener.Addr()
+		go func() { g.ended <- g.proxy.Serve(g.proxyListener) }()
+	}
+	g.program.listening(proxyAddr, g.adminListener.Addr())
+}
+
+// wait runs until a signal and drains; a second signal ends it at once.
+func (g *gateway) wait() int {
+	select {
+	case err := <-g.ended:
+		g.log.Error().AnErr("error", err).Msg("a listener ended by itself; stopping, so that whoever supervises us starts anew")
+		return exitFailure
+	case s := <-g.program.signals:
+		g.log.Info().Stringer("signal", s).Msg("draining")
+		delay := g.program.drainDelay
+		if s != syscall.SIGTERM {
+			delay = 0
+		}
+		done := make(chan error, 1)
+		go func() { done <- g.drain(delay) }()
+		return g.awaitDrain(done)
+	}
+}
+
+func (g *gateway) awaitDrain(done <-chan error) int {
+	select {
+	case err := <-done:
+		if err != nil {
+			g.log.Warn().Err(err).Msg("requests were still running when the time to drain was over")
+		}
+		g.log.Info().Msg("stopped")
+		return exitFine
+	case s := <-g.program.signals:
+		g.log.Warn().Stringer("signal", s).Msg("second signal: stopping at once")
+		return exitFailure
+	}
+}
+
+// drain turns /readyz to 503, lets load balancers notice, and then waits for
+// the requests in flight.
+func (g *gateway) drain(delay time.Duration) error {
+	g.admin.Drain()
+	if g.proxy != nil {
+		g.proxy.Drain()
+	}
+	time.Sleep(delay)
+	ctx, cancel := context.WithTimeout(context.Background(), drainLimit)
+	defer cancel()
+	var err error
+	if g.proxy != nil {
+		err = g.proxy.Shutdown(ctx)
+	}
+	return errors.Join(err, g.admin.Shutdown(ctx))
+}
