@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/rs/zerolog"
 
@@ -108,7 +109,7 @@ func (c *Config) validate(report func(path, problem string)) {
 		capacity = func(resource string) int64 { return l.Capacity([]byte(resource)) }
 	}
 	c.Proxy.Validate(capacity, below("proxy"))
-	if c.Proxy.Listen != "" && c.Proxy.Listen == c.Admin.Listen {
+	if c.Proxy.Listen != "" && c.Proxy.Listen == c.Admin.Listen && !strings.HasSuffix(c.Admin.Listen, ":0") {
 		report("admin.listen", "is the address of the proxy listener too; give each its own")
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"net"
 	"net/http"
@@ -283,9 +284,7 @@ func TestAccessLogHasTheFieldsOfTheContract(t *testing.T) {
 func with(a, b map[string]any) map[string]any {
 	m := map[string]any{}
 	for _, from := range []map[string]any{a, b} {
-		for k, v := range from {
-			m[k] = v
-		}
+		maps.Copy(m, from)
 	}
 	return m
 }

@@ -138,7 +138,7 @@ func (g *gateway) do(t *testing.T, method, target string, fields ...string) (sta
 // field is the value of a header field in a whole answer, "" if absent.
 func field(answer, name string) string {
 	head, _, _ := strings.Cut(answer, "\r\n\r\n")
-	for _, line := range strings.Split(head, "\r\n") {
+	for line := range strings.SplitSeq(head, "\r\n") {
 		if value, ok := strings.CutPrefix(line, name+": "); ok {
 			return value
 		}

@@ -22,9 +22,9 @@ func TestRequestsOfOneConnectionAreAnsweredInOrder(t *testing.T) {
 	kept := "POST /allow?user_id=a&cost=%d HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nxx"
 	pipelined := fmt.Sprintf(kept+kept, 2, 3) + request("POST", "/allow?user_id=a&cost=4")
 	var got []string
-	for _, line := range strings.Split(g.send(t, pipelined), "\r\n") {
-		if i := strings.Index(line, `"tokens_left": `); i >= 0 {
-			got = append(got, line[i+len(`"tokens_left": `):][:3])
+	for line := range strings.SplitSeq(g.send(t, pipelined), "\r\n") {
+		if _, after, ok := strings.Cut(line, `"tokens_left": `); ok {
+			got = append(got, after[:3])
 		}
 	}
 	if diff := cmp.Diff([]string{"8.0", "5.0", "1.0"}, got); diff != "" {

@@ -118,7 +118,7 @@ func parsePlaceholder(text string) (templatePart, error) {
 	if err != nil || !hasFilters {
 		return part, err
 	}
-	for _, f := range strings.Split(filterNames, "|") {
+	for f := range strings.SplitSeq(filterNames, "|") {
 		apply, ok := filters[f]
 		if !ok {
 			return part, fmt.Errorf("{%s}: unknown filter %q; there are lower and sha256", text, f)
