@@ -30,6 +30,7 @@ type exchange struct {
 	out  []byte // what is sent next, to the upstream or to the client
 	body []byte // a small request body, or a piece of a response's
 	id   []byte // X-Request-Id
+	text []byte // before it is escaped as JSON
 	send outgoing
 	resp incoming
 

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -74,35 +73,37 @@ func (x *exchange) appendReason(dst []byte) []byte {
 	if s == nil {
 		return append(dst, `"The request is over its limit."`...)
 	}
-	text := d.AppendLimitName(append(x.id, `Limit "`...), s)[len(x.id):]
+	text := d.AppendLimitName(append(x.text[:0], `Limit "`...), s)
 	text = append(append(text, `" of resource "`...), d.Resource()...)
 	if d.Never {
-		text = fmt.Appendf(text, `" holds %d tokens at most; this request costs %d.`, s.Capacity, x.ask.Cost)
+		text = strconv.AppendInt(append(text, `" holds `...), s.Capacity, 10)
+		text = strconv.AppendInt(append(text, " tokens at most; this request costs "...), x.ask.Cost, 10)
 	} else {
-		text = append(append(text, `" allows `...), perUnit(s.Rate.String())...)
-		text = append(text, '.')
+		text = appendPerUnit(append(text, `" allows `...), s.Rate.String())
 	}
-	return appendJSON(dst, text)
+	x.text = append(text, '.')
+	return appendJSON(dst, x.text)
 }
 
-// perUnit spells out a rate: "10/s" is "10 per second".
-func perUnit(rate string) string {
+// appendPerUnit appends a rate in words: "10/s" is "10 per second".
+func appendPerUnit(dst []byte, rate string) []byte {
 	n, unit, _ := strings.Cut(rate, "/")
+	dst = append(dst, n...)
 	switch unit {
 	case "m":
-		return n + " per minute"
+		return append(dst, " per minute"...)
 	case "h":
-		return n + " per hour"
+		return append(dst, " per hour"...)
 	case "d":
-		return n + " per day"
+		return append(dst, " per day"...)
 	}
-	return n + " per second"
+	return append(dst, " per second"...)
 }
 
 // appendLimitName appends the limit's name as a JSON string.
 func (x *exchange) appendLimitName(dst []byte, s *limiter.LimitState) []byte {
-	name := x.decision.AppendLimitName(append(x.id, 0), s)[len(x.id)+1:]
-	return appendJSON(dst, name)
+	x.text = x.decision.AppendLimitName(x.text[:0], s)
+	return appendJSON(dst, x.text)
 }
 
 // answer sends x.status with x.body and, after the usual fields, extra header lines.
