@@ -3,6 +3,8 @@ package limiter
 import (
 	"context"
 	"fmt"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 )
@@ -38,4 +40,41 @@ func benchmarkRedis(b *testing.B, users, limits int) {
 		}
 	})
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "decisions/s")
+}
+
+// BenchmarkRedisStoreMillion reports the memory of a million buckets, of users
+// with ids of 20 bytes, as Redis counts it.
+func BenchmarkRedisStoreMillion(b *testing.B) {
+	for b.Loop() {
+		server := startRedis(b)
+		store := server.store(b)
+		limit := &Limit{Name: "x", Capacity: MaxCapacity, Rate: rate("1/h")}
+		before := server.usedMemory(b)
+		var turn atomic.Int64
+		var clients sync.WaitGroup
+		for range 32 {
+			clients.Go(func() {
+				d := Decision{Limits: []LimitState{{Limit: limit}}}
+				for user := turn.Add(1); user <= maxBuckets; user = turn.Add(1) {
+					sp := Spend{Cost: 1, Keys: [][]byte{fmt.Appendf(nil, "r8:{u:%020d}:read", user)}}
+					if err := store.Decide(context.Background(), &sp, &d); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		}
+		clients.Wait()
+		b.ReportMetric(float64(server.usedMemory(b)-before)/maxBuckets, "bytes/bucket")
+	}
+}
+
+// usedMemory is what Redis says that it has allocated, in bytes.
+func (s *redisServer) usedMemory(t testing.TB) (bytes int64) {
+	t.Helper()
+	_, rest, _ := strings.Cut(s.do(t, "INFO", "memory").(string), "used_memory:")
+	if _, err := fmt.Sscan(rest, &bytes); err != nil {
+		t.Fatal(err)
+	}
+	return bytes
 }

@@ -1,0 +1,119 @@
+#!/usr/bin/env bash
+# r8limiter against nginx limit_req: the same upstream, the same load, in
+# interleaved rounds. Prints one line a round, then the medians: requests per
+# second, p50 and p99 in milliseconds, CPU microseconds per request of the
+# system under test (from /proc), and of Redis.
+#
+#   loadtest/compare.sh [ROUNDS [SECONDS]]        default: 7 rounds of 4 s
+#
+# Needs Linux, nginx, wrk, redis-server, taskset and Go. The system under test has CPU
+# 0 to itself; wrk (64 keep-alive connections, 1,000 users, no limit reached),
+# the upstream and Redis share CPU 1. Everything is on loopback and ends with the script.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+rounds=${1:-7} seconds=${2:-4}
+dir=$(mktemp -d)
+pids=()
+finish() {
+  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+  wait
+  rm -rf "$dir"
+}
+trap finish EXIT
+
+CGO_ENABLED=0 go build -o "$dir/r8limiter" .
+
+# conf NAME HTTP: an nginx of one worker that stays in the foreground
+conf() {
+  cat >"$dir/$1.conf" <<EOF
+daemon off; worker_processes 1; pid $dir/$1.pid; error_log $dir/$1.log;
+events { worker_connections 4096; }
+http { access_log off; keepalive_requests 100000000; $2 }
+EOF
+}
+conf upstream 'server { listen 127.0.0.1:18081; location / { default_type application/json; return 200 "{\"id\":7,\"name\":\"an item of the catalogue\",\"price\":\"12.50\"}"; } }'
+conf nginx 'limit_req_zone $http_x_user_id zone=users:10m rate=1000000r/s;
+  upstream api { server 127.0.0.1:18081; keepalive 64; keepalive_requests 100000000; }
+  server { listen 127.0.0.1:18082; location / { limit_req zone=users burst=1000000 nodelay;
+    proxy_pass http://api; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header X-Forwarded-For $remote_addr; } }'
+
+# gateway NAME PORT MORE: a configuration of r8limiter
+gateway() {
+  cat >"$dir/$1.yaml" <<EOF
+proxy:
+  listen: "127.0.0.1:$2"
+  upstreams: {api: {targets: ["http://127.0.0.1:18081"]}}
+  routes: [{name: all, user_id: ["{header.X-User-Id}"], upstream: api}]
+limiter:
+  default: {capacity: 1000000000, refill_rate: 1000000/s}
+  headers: []
+$3
+admin: {listen: "127.0.0.1:$((1 + $2))"}
+log: {requests: none}
+EOF
+}
+gateway memory 18084 ''
+gateway redis 18086 "  redis: {url: \"unix://$dir/redis.sock\", timeout: 1s}"
+
+# run CPU VARIABLE COMMAND...: starts a process and keeps its id in the variable
+run() {
+  local cpu=$1
+  taskset -c "$cpu" "${@:3}" >>"$dir/out" 2>&1 &
+  printf -v "$2" %s $!
+  pids+=($!)
+}
+run 1 upstream nginx -c "$dir/upstream.conf"
+run 1 redis redis-server --port 0 --unixsocket "$dir/redis.sock" --save '' --appendonly no
+run 0 nginx nginx -c "$dir/nginx.conf"
+export GOMAXPROCS=1
+run 0 memory "$dir/r8limiter" -config "$dir/memory.yaml"
+run 0 shared "$dir/r8limiter" -config "$dir/redis.yaml"
+sleep 1
+
+cat >"$dir/users.lua" <<'EOF'
+local n = 0
+local requests = {}
+init = function()
+  for i = 1, 1000 do requests[i] = wrk.format("GET", "/v1/items/7", {["X-User-Id"] = "user-" .. i}) end
+end
+request = function() n = n % 1000 + 1; return requests[n] end
+done = function(s, latency)
+  io.write(string.format("RESULT %d %d %.2f %.2f\n", s.requests, s.duration, latency:percentile(50) / 1000, latency:percentile(99) / 1000))
+  if s.errors.status + s.errors.connect + s.errors.read + s.errors.timeout > 0 then io.write("ERRORS\n") end
+end
+EOF
+
+# ticks PID: CPU time of a process and its children, in hundredths of a second
+ticks() {
+  local pid sum=0
+  for pid in $1 $(cat "/proc/$1/task/$1/children"); do
+    sum=$((sum + $(awk '{print $14 + $15}' "/proc/$pid/stat")))
+  done
+  echo $sum
+}
+
+# round NAME PORT PID
+round() {
+  local c0 r0 c1 r1 result
+  c0=$(ticks "$3") r0=$(ticks "$redis")
+  result=$(taskset -c 1 wrk -t1 -c64 -d"${seconds}s" -s "$dir/users.lua" "http://127.0.0.1:$2")
+  c1=$(ticks "$3") r1=$(ticks "$redis")
+  case $result in *ERRORS*) echo "$1: the load met errors: $result" >&2; exit 1 ;; esac
+  awk -v name="$1" -v cpu=$((c1 - c0)) -v redis=$((r1 - r0)) \
+    '/^RESULT/ { printf "%-18s %8.0f req/s  p50 %5.2f  p99 %6.2f ms  %6.2f us  redis %5.2f us\n", name, $2 * 1e6 / $3, $4, $5, cpu * 1e4 / $2, redis * 1e4 / $2 }' <<<"$result" |
+    tee -a "$dir/results"
+}
+for _ in $(seq "$rounds"); do
+  round nginx 18082 "$nginx"
+  round r8limiter-memory 18084 "$memory"
+  round r8limiter-redis 18086 "$shared"
+done
+echo "medians:"
+for name in nginx r8limiter-memory r8limiter-redis; do
+  line=$name
+  for column in 2 5 7 9 12; do
+    line+=" $(grep "^$name " "$dir/results" | awk -v c=$column '{print $c}' | sort -n | awk '{v[NR] = $1} END {print v[int((NR + 1) / 2)]}')"
+  done
+  # shellcheck disable=SC2086
+  printf '%-18s %8s req/s  p50 %5s  p99 %6s ms  %6s us  redis %5s us\n' $line
+done
