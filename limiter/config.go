@@ -33,18 +33,18 @@ type Config struct {
 // ResourceConfig is either one limit that is named after the resource, or a
 // list of Limits.
 type ResourceConfig struct {
-	Capacity   int64         `yaml:"capacity"`    // tokens, 1 to MaxCapacity
-	RefillRate Rate          `yaml:"refill_rate"` // see ParseRate
-	Limits     []LimitConfig `yaml:"limits"`
+	Capacity   int64         `yaml:"capacity" json:"capacity,omitempty"`      // tokens, 1 to MaxCapacity
+	RefillRate Rate          `yaml:"refill_rate" json:"refill_rate,omitzero"` // see ParseRate
+	Limits     []LimitConfig `yaml:"limits" json:"limits,omitempty"`
 }
 
 // LimitConfig is one of several limits of a resource.
 type LimitConfig struct {
-	Name       string `yaml:"name"`   // unique in its resource
-	Per        string `yaml:"per"`    // "user" (default) or "resource"
-	Shadow     bool   `yaml:"shadow"` // decides nothing, is counted and logged
-	Capacity   int64  `yaml:"capacity"`
-	RefillRate Rate   `yaml:"refill_rate"`
+	Name       string `yaml:"name" json:"name"`               // unique in its resource
+	Per        string `yaml:"per" json:"per,omitempty"`       // "user" (default) or "resource"
+	Shadow     bool   `yaml:"shadow" json:"shadow,omitempty"` // decides nothing, is counted and logged
+	Capacity   int64  `yaml:"capacity" json:"capacity"`       // tokens, 1 to MaxCapacity
+	RefillRate Rate   `yaml:"refill_rate" json:"refill_rate"` // see ParseRate
 }
 
 // DefaultConfig is what holds where the configuration says nothing: 10 tokens,

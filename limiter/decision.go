@@ -11,7 +11,8 @@ func (d *Decision) Resource() []byte { return d.resource }
 
 // Binding is the limit that decided: of those that refused the one with the
 // longest wait; when allowed, the one with the fewest tokens left. Shadow
-// limits never bind. It is nil in a Decision that Decide has not filled.
+// limits never bind. It is nil in a Decision that Decide has not filled, and
+// where an override decided.
 func (d *Decision) Binding() *LimitState {
 	if d.binding >= len(d.Limits) {
 		return nil
@@ -44,11 +45,12 @@ func (d *Decision) tighter(a, b *LimitState) bool {
 
 func (s *LimitState) tokens() float64 { return s.Level.Tokens(s.Capacity, s.Rate) }
 
-// TokensLeft is what the binding limit has left; 0 if nothing was decided.
+// TokensLeft is what the binding limit has left. For a user who is exempt it
+// is the capacity that they always have; 0 if nothing was decided.
 func (d *Decision) TokensLeft() float64 {
 	s := d.Binding()
 	if s == nil {
-		return 0
+		return float64(d.spared)
 	}
 	return s.tokens()
 }

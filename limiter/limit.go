@@ -58,13 +58,27 @@ type Decision struct {
 	Replayed bool
 	// Never says that the cost exceeds a capacity: it can't pass at any time.
 	Never bool
+	// Override says that an operator decided, not the buckets: then there are no
+	// Limits, and nothing was spent.
+	Override OverrideKind
 	// Limits are the states of all limits of the resource after the decision,
 	// in configuration order, shadow limits included.
 	Limits []LimitState
 
 	resource []byte // the resource's name, for limits named after it
 	binding  int    // index into Limits; see Binding
+	spared   int64  // what TokensLeft is without a bucket
 }
+
+// OverrideKind is what an operator's override made of a decision.
+type OverrideKind uint8
+
+// The kinds: none, or all is allowed, or all is denied.
+const (
+	NoOverride OverrideKind = iota
+	Exempted
+	Blocked
+)
 
 // LimitState is what a decision found in one bucket.
 type LimitState struct {
@@ -96,6 +110,11 @@ type Store interface {
 	// decision is allowed and shows the present state. It returns
 	// ErrKeyReused, or what is wrong with the store; then d is void.
 	Decide(ctx context.Context, s *Spend, d *Decision) error
+	// Reset makes the buckets full again.
+	Reset(ctx context.Context, keys [][]byte) error
+	// Fleet is what the gateways on this store share besides its buckets; the
+	// same for each call. It ends with the store.
+	Fleet() Fleet
 	// Probe makes a real decision on a key of its own: nil if it works.
 	Probe(ctx context.Context) error
 	// ActiveKeys is the number of buckets that are not full, as far as this

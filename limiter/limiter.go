@@ -8,7 +8,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/VictoriaMetrics/metrics"
 )
@@ -17,50 +16,47 @@ import (
 // safe for concurrent use.
 type Limiter struct {
 	store     Store
+	fleet     Fleet
+	config    Config
 	prefix    string // of every key
-	ttl       time.Duration
 	headers   HeaderSet
 	byDefault *rules
-
-	// known are the resources configured and seen. The map is never changed,
-	// only replaced by a longer one, under discovery.
-	known     atomic.Pointer[map[string]*resource]
-	discovery sync.Mutex
 	maxKnown  int
 
+	// inForce are the rules. They are never changed, only replaced, under changing.
+	inForce  atomic.Pointer[inForce]
+	changing sync.Mutex
+
 	works     sync.Pool // of *work
-	allowed   paddedCounter
-	denied    paddedCounter
+	unknown   counts    // of resources beyond maxKnown
+	offenders *offenders
 	decisions outcomeSet
+	sync      fleetSync
 }
 
 // HeaderSet says which fields the answers carry.
 type HeaderSet struct{ Draft, Legacy bool }
 
-// paddedCounter has a cache line of its own.
-type paddedCounter struct {
-	atomic.Uint64
-	_ [56]byte
-}
-
 // work is what one decision needs for a moment. It is pooled, as what is given
 // to a Store escapes to the heap.
 type work struct {
-	spend   Spend
-	buf     []byte // the keys' bytes
-	part    []byte
-	unknown resource
+	spend Spend
+	buf   []byte // the keys' bytes
+	part  []byte
+	// substitute is a resource that is not remembered, or has an override's rules.
+	substitute resource
 }
 
 // New makes a Limiter of a Config that Validate finds no problem in. It owns
-// the store from here on.
+// the store from here on. Without a store it only knows the rules.
 func New(c Config, store Store) *Limiter {
 	l := &Limiter{
 		store:     store,
-		prefix:    "r8",
-		ttl:       c.IdempotencyTTL,
+		config:    c,
+		prefix:    defaultKeyPrefix,
 		byDefault: newRules(&c.Default, ""),
 		maxKnown:  maxSeen + len(c.Resources),
+		offenders: newOffenders(),
 		headers: HeaderSet{
 			Draft:  slices.Contains(c.Headers, "draft"),
 			Legacy: slices.Contains(c.Headers, "legacy"),
@@ -69,39 +65,59 @@ func New(c Config, store Store) *Limiter {
 	if c.Redis != nil && c.Redis.KeyPrefix != "" {
 		l.prefix = c.Redis.KeyPrefix
 	}
-	known := configured(&c)
-	l.known.Store(&known)
+	if store != nil {
+		l.fleet = store.Fleet()
+	}
+	l.inForce.Store(build(&c, l.byDefault, Settings{}, &inForce{}))
 	l.works.New = func() any { return new(work) }
 	l.decisions.init()
+	l.sync.init()
 	return l
 }
 
 // Decide spends req.Cost from all limits of the resource or from none, and
 // fills d. A denial is no error. It returns ErrKeyReused, or what is wrong with
-// the store; then d is void, and neither of the Totals counts it.
+// the store; then d is void, and none of the figures counts it.
 //
 // It takes no context: the store has a deadline of its own, and a client that
 // goes away must not leave a decision half made.
 func (l *Limiter) Decide(req *Request, d *Decision) error {
-	if err := l.decide(context.Background(), req, d); err != nil {
+	w := l.works.Get().(*work)
+	defer l.works.Put(w)
+	res, o := l.rule(w, req)
+	if o != nil && o.verdict != askBuckets {
+		d.prepare(req.Resource, res.rules)
+		d.override(o.verdict, res.rules.smallest)
+	} else if err := l.spend(context.Background(), w, res, req, d); err != nil {
 		return err
 	}
 	if d.Allowed {
-		l.allowed.Add(1)
-	} else {
-		l.denied.Add(1)
+		res.counts.allowed.Add(1)
+		return nil
 	}
+	res.counts.denied.Add(1)
+	l.offenders.add(req.User)
 	return nil
 }
 
-// decide is Decide without counting.
-func (l *Limiter) decide(ctx context.Context, req *Request, d *Decision) error {
-	w := l.works.Get().(*work)
-	defer l.works.Put(w)
-	res := l.find(w, req.Resource)
+// rule finds the resource that req asks for, with the rules that hold for its
+// user, and the user's override if there is one.
+func (l *Limiter) rule(w *work, req *Request) (*resource, *override) {
+	f := l.inForce.Load()
+	res := l.find(f, w, req.Resource)
+	o := f.override(req.User, req.Resource)
+	if o != nil && o.verdict == askBuckets {
+		w.substitute = resource{part: res.part, rules: o.rules, counts: res.counts}
+		res = &w.substitute
+	}
+	return res, o
+}
+
+// spend decides by the buckets.
+func (l *Limiter) spend(ctx context.Context, w *work, res *resource, req *Request, d *Decision) error {
 	d.prepare(req.Resource, res.rules)
 	l.fillKeys(w, res, req)
-	w.spend.Cost, w.spend.IdempotencyTTL = req.Cost, l.ttl
+	w.spend.Cost, w.spend.IdempotencyTTL = req.Cost, l.config.IdempotencyTTL
 	d.Never = req.Cost > res.rules.smallest
 	if d.Never { // nothing can be spent, the levels are still of interest
 		w.spend.Cost, w.spend.IdempotencyKey = 0, nil
@@ -123,7 +139,7 @@ func describe(err error) error {
 // prepare makes d the question to the store, in the memory that d has. The
 // resource's name is copied, as the request's bytes may not be kept.
 func (d *Decision) prepare(name []byte, r *rules) {
-	d.Allowed, d.Replayed, d.Never = false, false, false
+	d.Allowed, d.Replayed, d.Never, d.Override = false, false, false, NoOverride
 	d.resource = append(d.resource[:0], name...)
 	d.Limits = d.Limits[:0]
 	for i := range r.limits {
@@ -147,15 +163,28 @@ func (d *Decision) finish(cost int64) {
 	d.bind()
 }
 
+// override makes d what an override says, without any bucket. capacity is what
+// a user that spends nothing always has.
+func (d *Decision) override(v verdict, capacity int64) {
+	d.Limits, d.binding = d.Limits[:0], 0
+	d.Allowed, d.Override, d.spared = v == exempt, Exempted, capacity
+	if v == block {
+		d.Override, d.spared = Blocked, 0
+	}
+}
+
 // User returns the present state of a user's buckets: one Decision of cost 0
-// for each resource that is configured or was seen, by name. It spends and
-// counts nothing. The error says what is wrong with the store.
+// for each resource that is configured or was seen, by name. A limit that an
+// override sets is in it, a verdict is not. It spends and counts nothing. The
+// error says what is wrong with the store.
 func (l *Limiter) User(user []byte) ([]Decision, error) {
-	known := *l.known.Load()
-	states := make([]Decision, len(known))
-	for i, name := range sortedKeys(known) {
+	names := l.resourceNames(context.Background())
+	states := make([]Decision, len(names))
+	w := new(work)
+	for i, name := range names {
 		req := Request{User: user, Resource: []byte(name)}
-		if err := l.decide(context.Background(), &req, &states[i]); err != nil {
+		res, _ := l.rule(w, &req)
+		if err := l.spend(context.Background(), w, res, &req, &states[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -165,7 +194,7 @@ func (l *Limiter) User(user []byte) ([]Decision, error) {
 // Capacity is the largest cost that can ever pass in a resource: the smallest
 // capacity of its limits, shadows left out.
 func (l *Limiter) Capacity(name []byte) int64 {
-	if res, ok := (*l.known.Load())[string(name)]; ok {
+	if res, ok := l.inForce.Load().resources[string(name)]; ok {
 		return res.rules.smallest
 	}
 	return l.byDefault.smallest
@@ -178,12 +207,20 @@ func (l *Limiter) Probe(ctx context.Context) error { return l.store.Probe(ctx) }
 // process knows.
 func (l *Limiter) ActiveKeys() int { return l.store.ActiveKeys() }
 
-// Close closes the store. Decisions after it fail.
-func (l *Limiter) Close() error { return l.store.Close() }
+// Close sends the last figures and closes the store. Decisions after it fail.
+func (l *Limiter) Close() error {
+	l.sync.end()
+	return l.store.Close()
+}
 
-// Totals are the decisions since the start. Errors are neither.
+// Totals are the decisions of this process since its start. Errors are neither.
 func (l *Limiter) Totals() (allowed, denied uint64) {
-	return l.allowed.Load(), l.denied.Load()
+	allowed, denied = l.unknown.allowed.Load(), l.unknown.denied.Load()
+	for _, res := range l.inForce.Load().resources {
+		allowed += res.counts.allowed.Load()
+		denied += res.counts.denied.Load()
+	}
+	return allowed, denied
 }
 
 // Headers says which fields the answers carry.
@@ -196,6 +233,7 @@ func (l *Limiter) WriteMetrics(w io.Writer) {
 	metrics.WriteCounterUint64(w, `requests_total{result="allow"}`, allowed)
 	metrics.WriteCounterUint64(w, `requests_total{result="deny"}`, denied)
 	metrics.WriteGaugeUint64(w, "active_keys", uint64(l.ActiveKeys()))
+	l.sync.writeMetrics(w, l)
 	l.decisions.series.WritePrometheus(w)
 	l.store.WriteMetrics(w)
 }

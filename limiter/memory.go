@@ -34,6 +34,7 @@ type MemoryStore struct {
 	// records are the idempotency keys: Debt is the cost, full is expired. A
 	// decision locks its record before its buckets.
 	records table
+	fleet   *memoryFleet
 	closed  atomic.Bool
 
 	overflow       atomic.Uint64 // buckets forgotten with a debt
@@ -49,6 +50,7 @@ func NewMemoryStore() *MemoryStore {
 	}
 	m.buckets.init(maxBuckets)
 	m.records.init(maxBuckets)
+	m.fleet = newMemoryFleet(m.ActiveKeys)
 	return m
 }
 
@@ -195,6 +197,23 @@ func (m *MemoryStore) write(s *Spend, d *Decision, places []place, now int64) (i
 	}
 	return inserted
 }
+
+// Reset implements Store.
+func (m *MemoryStore) Reset(_ context.Context, keys [][]byte) error {
+	for _, key := range keys {
+		hash := maphash.Bytes(m.seed, key)
+		sh := m.buckets.shard(hash)
+		sh.mu.Lock()
+		if i := sh.find(hash, key); i != none {
+			sh.remove(i)
+		}
+		m.buckets.unlock(sh)
+	}
+	return nil
+}
+
+// Fleet implements Store.
+func (m *MemoryStore) Fleet() Fleet { return m.fleet }
 
 // Probe implements Store. Memory always works until it is closed.
 func (m *MemoryStore) Probe(ctx context.Context) error {

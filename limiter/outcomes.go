@@ -22,6 +22,8 @@ const (
 	shadowDenied
 	storeFailed
 	keyReused
+	exempted
+	blocked
 )
 
 // outcomeLabels are the labels of each outcome.
@@ -33,6 +35,8 @@ var outcomeLabels = [...]string{
 	shadowDenied: `outcome="shadow_deny",reason="tokens"`,
 	storeFailed:  `outcome="error",reason="store"`,
 	keyReused:    `outcome="error",reason="idempotency_key_reused"`,
+	exempted:     `outcome="allow",reason="override"`,
+	blocked:      `outcome="deny",reason="override"`,
 }
 
 // outcomeSet holds the Outcomes of all routes.
@@ -85,6 +89,10 @@ func (o *Outcomes) Count(d *Decision, err error) {
 		o.counter(series{"", keyReused}).Inc()
 	case err != nil:
 		o.counter(series{"", storeFailed}).Inc()
+	case d.Override == Exempted:
+		o.counter(series{"", exempted}).Inc()
+	case d.Override == Blocked:
+		o.counter(series{"", blocked}).Inc()
 	default:
 		o.countDecision(d)
 	}

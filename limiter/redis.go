@@ -30,6 +30,7 @@ type RedisStore struct {
 	calls   callPool
 	shared  atomic.Pointer[sharedDeadline]
 	active  *activeKeys
+	fleet   *redisFleet
 	metrics *redisMetrics
 }
 
@@ -47,13 +48,19 @@ func newRedisStore(c RedisConfig, script string) (*RedisStore, error) {
 	}
 	quiet()
 	client := redis.NewClient(options)
+	active := newActiveKeys()
+	fleet, err := newRedisFleet(c, active)
+	if err != nil {
+		return nil, fmt.Errorf("redis url %w", err)
+	}
 	return &RedisStore{
 		client:  client,
 		script:  script,
 		sha:     redis.NewScript(script).Hash(),
 		timeout: c.timeout(),
 		probe:   []byte(c.keyPrefix() + ":{probe}"),
-		active:  newActiveKeys(),
+		active:  active,
+		fleet:   fleet,
 		metrics: newRedisMetrics(client),
 	}, nil
 }
@@ -135,6 +142,26 @@ func (s *RedisStore) within(ctx context.Context, now time.Time) (context.Context
 
 func noCancel() {}
 
+// Reset is Store's: no key is a full bucket. The keys are one user's, thus in
+// one slot of a cluster.
+func (s *RedisStore) Reset(ctx context.Context, keys [][]byte) error {
+	names := make([]string, len(keys))
+	for i, key := range keys {
+		names[i] = string(key)
+		s.active.set(key, 0)
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	if err := s.fleet.client.Unlink(ctx, names...).Err(); err != nil {
+		return explain(err)
+	}
+	return nil
+}
+
+// Fleet is Store's.
+func (s *RedisStore) Fleet() Fleet { return s.fleet }
+
 // Probe is Store's: the real script spends a token that is back after a
 // microsecond. So it finds also a Redis that answers but can't write: a
 // replica, or one that is out of memory or disk.
@@ -163,7 +190,7 @@ func (s *RedisStore) Close() error {
 	if d := s.shared.Load(); d != nil {
 		d.cancel()
 	}
-	if err := s.client.Close(); err != nil {
+	if err := errors.Join(s.client.Close(), s.fleet.close()); err != nil {
 		return fmt.Errorf("close redis: %w", err)
 	}
 	return nil

@@ -3,6 +3,8 @@ package limiter
 import (
 	"maps"
 	"slices"
+	"sync/atomic"
+	"time"
 )
 
 // maxSeen is how many resources that no configuration names are remembered.
@@ -17,10 +19,29 @@ type rules struct {
 	smallest int64    // capacity of those that decide
 }
 
+// Source says where the limits of a resource come from.
+type Source string
+
+// The sources: the file, an operator's change on the running gateways, or the
+// file's default for whatever it does not name.
+const (
+	FromConfig    Source = "config"
+	FromPersisted Source = "persisted"
+	FromDefault   Source = "default"
+)
+
 // resource is one that decisions ask for.
 type resource struct {
-	part  []byte // the name as it stands in keys
-	rules *rules
+	part   []byte // the name as it stands in keys
+	rules  *rules
+	source Source
+	counts *counts
+}
+
+// counts are the decisions about a resource since this process started.
+type counts struct {
+	allowed, denied atomic.Uint64
+	_               [48]byte // neighbours don't share a cache line
 }
 
 // newRules builds the rules of c; name is what a single limit is called. Only
@@ -41,48 +62,131 @@ func newRules(c *ResourceConfig, name string) *rules {
 	return r
 }
 
-func newResource(name string, r *rules) *resource {
-	return &resource{part: appendPart(nil, name), rules: r}
+// inForce are the rules that decisions go by: the file's, with what operators
+// changed in place of it. It is never changed, only replaced as a whole.
+type inForce struct {
+	version   int64 // of the settings
+	resources map[string]*resource
+	overrides map[string][]override // by user
+	settings  Settings              // what it was made from
+	taken     time.Time             // when they were read: an override's Left counts from here
 }
 
-// configured are the resources that c names.
-func configured(c *Config) map[string]*resource {
-	known := make(map[string]*resource, len(c.Resources))
-	for name, rc := range c.Resources {
-		known[name] = newResource(name, newRules(&rc, name))
+// verdict is what an override says whatever the buckets hold.
+type verdict uint8
+
+const (
+	askBuckets verdict = iota
+	exempt
+	block
+)
+
+// override is an Override as it runs.
+type override struct {
+	resource string // "" for all
+	verdict  verdict
+	rules    *rules    // instead of the resource's, where verdict is askBuckets
+	until    time.Time // zero for good
+}
+
+// build makes the rules of c and s. Counters of resources that old has go on,
+// and so do the resources that nobody configured but were asked for.
+func build(c *Config, byDefault *rules, s Settings, old *inForce) *inForce {
+	f := &inForce{version: s.Version, settings: s, taken: time.Now(), resources: map[string]*resource{}}
+	for name := range old.resources {
+		f.add(name, byDefault, FromDefault, old)
 	}
-	return known
+	for name, rc := range c.Resources {
+		f.add(name, newRules(&rc, name), FromConfig, old)
+	}
+	for name, rc := range s.Resources {
+		f.add(name, newRules(&rc, name), FromPersisted, old)
+	}
+	if len(s.Overrides) > 0 {
+		f.overrides = map[string][]override{}
+	}
+	for i := range s.Overrides {
+		o := &s.Overrides[i]
+		f.overrides[o.User] = append(f.overrides[o.User], o.running(f.taken))
+	}
+	return f
+}
+
+func (f *inForce) add(name string, r *rules, source Source, old *inForce) {
+	res := &resource{part: appendPart(nil, name), rules: r, source: source}
+	if before, ok := old.resources[name]; ok {
+		res.counts = before.counts
+	} else {
+		res.counts = new(counts)
+	}
+	f.resources[name] = res
+}
+
+func (o *Override) running(now time.Time) override {
+	r := override{resource: o.Resource}
+	switch {
+	case o.Exempt:
+		r.verdict = exempt
+	case o.Block:
+		r.verdict = block
+	default:
+		c := o.config()
+		r.rules = newRules(&c, o.Resource)
+	}
+	if o.Left != 0 {
+		r.until = now.Add(o.Left)
+	}
+	return r
+}
+
+// override is the one in force for a user and a resource, or nil. One for the
+// resource goes before one for all.
+func (f *inForce) override(user, resource []byte) *override {
+	if len(f.overrides) == 0 {
+		return nil
+	}
+	var found *override
+	all := f.overrides[string(user)]
+	for i := range all {
+		o := &all[i]
+		if o.resource != "" && o.resource != string(resource) || o.resource == "" && found != nil {
+			continue
+		}
+		if o.until.IsZero() || time.Now().Before(o.until) {
+			found = o
+		}
+	}
+	return found
 }
 
 // find returns the resource of that name. One that is new is remembered while
 // there is room, else it is built in w. Lock-free for those that are known.
-func (l *Limiter) find(w *work, name []byte) *resource {
-	known := *l.known.Load()
-	if res, ok := known[string(name)]; ok {
+func (l *Limiter) find(f *inForce, w *work, name []byte) *resource {
+	if res, ok := f.resources[string(name)]; ok {
 		return res
 	}
-	if len(known) < l.maxKnown {
+	if len(f.resources) < l.maxKnown {
 		return l.discover(string(name))
 	}
 	w.part = appendPart(w.part[:0], name)
-	w.unknown = resource{part: w.part, rules: l.byDefault}
-	return &w.unknown
+	w.substitute = resource{part: w.part, rules: l.byDefault, counts: &l.unknown}
+	return &w.substitute
 }
 
 // discover adds a resource to a copy of those known. A copy costs more with
 // each, but there are at most maxSeen of them in the life of a process.
 func (l *Limiter) discover(name string) *resource {
-	l.discovery.Lock()
-	defer l.discovery.Unlock()
-	known := *l.known.Load()
-	if res, ok := known[name]; ok {
+	l.changing.Lock()
+	defer l.changing.Unlock()
+	f := *l.inForce.Load()
+	if res, ok := f.resources[name]; ok {
 		return res
 	}
-	res := newResource(name, l.byDefault)
-	if len(known) < l.maxKnown {
-		known = maps.Clone(known)
-		known[name] = res
-		l.known.Store(&known)
+	res := &resource{part: appendPart(nil, name), rules: l.byDefault, source: FromDefault, counts: new(counts)}
+	if len(f.resources) < l.maxKnown {
+		f.resources = maps.Clone(f.resources)
+		f.resources[name] = res
+		l.inForce.Store(&f)
 	}
 	return res
 }

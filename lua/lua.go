@@ -8,3 +8,9 @@ import _ "embed"
 //
 //go:embed decide.lua
 var Decide string
+
+// Change makes one change of the settings that all gateways share, in one
+// atomic step.
+//
+//go:embed change.lua
+var Change string

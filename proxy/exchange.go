@@ -78,6 +78,8 @@ func (x *exchange) serve() bool {
 var (
 	errNoRoute = errors.New("no route")
 	errBlocked = errors.New("route blocks")
+	// errUserBlocked is an operator's doing: see /admin/user/{user_id}/override.
+	errUserBlocked = errors.New("an override blocks the user")
 )
 
 // receive checks the request and cuts it into pieces.
@@ -193,6 +195,10 @@ func (x *exchange) admit() bool {
 		return false
 	}
 	x.decided = true
+	if x.decision.Override == limiter.Blocked {
+		x.problem(fasthttp.StatusForbidden, "this user is blocked", errUserBlocked)
+		return false
+	}
 	if !x.decision.Allowed {
 		x.deny()
 		return false

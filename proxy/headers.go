@@ -170,10 +170,10 @@ func appendFraming(dst []byte, r *request) []byte {
 
 // appendLimits appends the fields that tell the client its limits.
 func (x *exchange) appendLimits(dst []byte, status int) []byte {
-	if !x.decided || status >= 300 && status < 400 {
+	d := &x.decision
+	if !x.decided || status >= 300 && status < 400 || len(d.Limits) == 0 {
 		return dst
 	}
-	d := &x.decision
 	if x.proxy.headers.Draft {
 		dst = append(d.AppendPolicy(append(dst, "RateLimit-Policy: "...)), "\r\n"...)
 		dst = append(d.AppendRateLimit(append(dst, "RateLimit: "...)), "\r\n"...)

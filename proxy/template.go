@@ -73,6 +73,9 @@ func (t *Template) UnmarshalText(text []byte) error {
 // String is the template as it was written.
 func (t Template) String() string { return t.text }
 
+// MarshalText writes the template as it was written.
+func (t Template) MarshalText() ([]byte, error) { return []byte(t.text), nil }
+
 func (t Template) isSet() bool { return t.text != "" }
 
 // static is the value of a template without placeholders.
