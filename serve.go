@@ -50,6 +50,7 @@ func (p *program) serve(file string) int {
 		return exitFailure
 	}
 	g.greet(&c, file)
+	g.join(&c)
 	g.start()
 	return g.wait()
 }
@@ -87,7 +88,8 @@ func (g *gateway) build(c *Config, out *logWriter) error {
 		writers = append(writers, g.proxy.WriteMetrics)
 	}
 	g.admin = admin.New(c.Admin, admin.Deps{
-		Limiter: g.limiter, Log: g.log, LogRequests: c.Log.Requests, Metrics: writers, Version: buildVersion(),
+		Limiter: g.limiter, Log: g.log, LogRequests: c.Log.Requests, Metrics: writers,
+		Config: redacted(c), Version: buildVersion(),
 	})
 	return nil
 }
@@ -126,6 +128,15 @@ func (g *gateway) greet(c *Config, file string) {
 		e = e.Stringer("proxy", g.proxyListener.Addr()).Int("routes", len(c.Proxy.Routes))
 	}
 	e.Msg("serving")
+}
+
+// join takes in what operators changed on the running gateways before.
+func (g *gateway) join(c *Config) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if err := g.limiter.Start(ctx); err != nil {
+		g.log.Warn().Err(err).Msg("persisted limits and overrides are not in force until Redis answers; the file alone holds")
+	}
 }
 
 func isLoopback(addr net.Addr) bool {

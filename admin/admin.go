@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,7 +25,7 @@ const (
 	writeTimeout = 10 * time.Second
 	idleTimeout  = 60 * time.Second // between two requests
 	maxHead      = 16 << 10         // bytes
-	maxBody      = 64 << 10         // bytes; no endpoint reads a body
+	maxBody      = 64 << 10         // bytes
 )
 
 // Deps is what the control listener shows and asks.
@@ -36,6 +37,8 @@ type Deps struct {
 	LogRequests string
 	// Metrics write what else /metrics shows, in Prometheus text format.
 	Metrics []func(io.Writer)
+	// Config is the configuration in force for GET /admin/config, without secrets.
+	Config  any
 	Version string
 }
 
@@ -44,6 +47,7 @@ type Server struct {
 	Deps
 	adminGuard guard
 	allowGuard guard
+	guesses    guesses
 	http       *fasthttp.Server
 
 	outcomes *limiter.Outcomes
@@ -56,39 +60,67 @@ type Server struct {
 	stopOnce sync.Once
 }
 
-// What an endpoint allows.
-const (
-	reading = "GET, HEAD"
-	posting = "POST"
-)
-
-// endpoint is what is served under one path.
+// endpoint is what is served under one path, by method.
 type endpoint struct {
-	methods string // reading or posting
-	serve   func(*Server, *exchange)
-	quiet   bool // asked every few seconds by machines: logged only at debug
+	get, post, put, delete func(*Server, *exchange) // get answers HEAD too
+	quiet                  bool                     // asked every few seconds by machines: logged only at debug
 }
 
-func (e *endpoint) allows(method []byte) bool {
-	if e.methods == posting {
-		return string(method) == fasthttp.MethodPost
+// serves is who answers method, or nil.
+func (e *endpoint) serves(method []byte) func(*Server, *exchange) {
+	switch string(method) {
+	case fasthttp.MethodGet, fasthttp.MethodHead:
+		return e.get
+	case fasthttp.MethodPost:
+		return e.post
+	case fasthttp.MethodPut:
+		return e.put
+	case fasthttp.MethodDelete:
+		return e.delete
 	}
-	return string(method) == fasthttp.MethodGet || string(method) == fasthttp.MethodHead
+	return nil
+}
+
+// allowed is the value of an Allow field.
+func (e *endpoint) allowed() string {
+	var methods []string
+	for _, each := range []struct {
+		names string
+		serve func(*Server, *exchange)
+	}{{"GET, HEAD", e.get}, {"POST", e.post}, {"PUT", e.put}, {"DELETE", e.delete}} {
+		if each.serve != nil {
+			methods = append(methods, each.names)
+		}
+	}
+	return strings.Join(methods, ", ")
 }
 
 // endpoints are matched on the raw target: no spelling but these reaches one.
 var endpoints = map[string]*endpoint{
-	"/allow":       {methods: posting, serve: (*Server).allow},
-	"/admin/stats": {methods: reading, serve: (*Server).stats},
-	"/metrics":     {methods: reading, serve: (*Server).metrics, quiet: true},
-	"/readyz":      {methods: reading, serve: (*Server).readyz, quiet: true},
-	"/livez":       {methods: reading, serve: (*Server).livez, quiet: true},
+	"/allow":               {post: (*Server).allow},
+	"/admin/stats":         {get: (*Server).stats},
+	"/admin/top_offenders": {get: (*Server).topOffenders},
+	"/admin/resources":     {get: (*Server).resources},
+	"/admin/overrides":     {get: (*Server).overrides},
+	"/admin/config":        {get: (*Server).config},
+	"/admin/audit":         {get: (*Server).audit},
+	"/admin/openapi.yaml":  {get: (*Server).openAPI},
+	"/metrics":             {get: (*Server).metrics, quiet: true},
+	"/readyz":              {get: (*Server).readyz, quiet: true},
+	"/livez":               {get: (*Server).livez, quiet: true},
 }
 
-// userPrefix precedes a user's id; /admin/user/{user_id} is userEndpoint.
-const userPrefix = "/admin/user/"
-
-var userEndpoint = &endpoint{methods: reading, serve: (*Server).user}
+// named are endpoints whose path names something: between prefix and suffix
+// stands one segment, in which a slash is escaped.
+var named = []struct {
+	prefix, suffix string
+	endpoint       endpoint
+}{
+	{"/admin/user/", "", endpoint{get: (*Server).user}},
+	{"/admin/user/", "/reset", endpoint{post: (*Server).reset}},
+	{"/admin/user/", "/override", endpoint{put: (*Server).putOverride, delete: (*Server).deleteOverride}},
+	{"/admin/resources/", "", endpoint{put: (*Server).putLimits, delete: (*Server).deleteLimits}},
+}
 
 // New makes a control listener that doesn't listen yet. c has been validated.
 func New(c Config, d Deps) *Server {
@@ -99,6 +131,7 @@ func New(c Config, d Deps) *Server {
 		outcomes:   d.Limiter.Outcomes("/allow"),
 		set:        metrics.NewSet(),
 		stop:       make(chan struct{}),
+		guesses:    newGuesses(),
 	}
 	s.latency = s.set.NewPrometheusHistogramExt(`request_latency_seconds{endpoint="/allow"}`, latencyBuckets)
 	s.panics = s.set.NewCounter(`r8limiter_panics_total{listener="control"}`)
@@ -190,12 +223,13 @@ func (s *Server) route(x *exchange) {
 		return
 	}
 	x.quiet = e.quiet
-	if !e.allows(x.ctx.Request.Header.Method()) {
-		x.ctx.Response.Header.Set(fasthttp.HeaderAllow, e.methods)
-		x.refuse(fasthttp.StatusMethodNotAllowed, "the method is not allowed here, only "+e.methods)
+	serve := e.serves(x.ctx.Request.Header.Method())
+	if serve == nil {
+		x.ctx.Response.Header.Set(fasthttp.HeaderAllow, e.allowed())
+		x.refuse(fasthttp.StatusMethodNotAllowed, "the method is not allowed here, only "+e.allowed())
 		return
 	}
-	e.serve(s, x)
+	serve(s, x)
 }
 
 // isAdmin says whether a raw path is /admin or below it.
@@ -209,13 +243,19 @@ func find(x *exchange) *endpoint {
 	if e := endpoints[string(x.path)]; e != nil {
 		return e
 	}
-	// An id is one segment: a slash that is part of it is escaped.
-	id, ok := bytes.CutPrefix(x.path, []byte(userPrefix))
-	if !ok || len(id) == 0 || bytes.IndexByte(id, '/') >= 0 {
-		return nil
+	for i := range named {
+		n := &named[i]
+		rest, ok := bytes.CutPrefix(x.path, []byte(n.prefix))
+		if !ok {
+			continue
+		}
+		name, ok := bytes.CutSuffix(rest, []byte(n.suffix))
+		if ok && len(name) > 0 && bytes.IndexByte(name, '/') < 0 {
+			x.rest = name
+			return &n.endpoint
+		}
 	}
-	x.rest = id
-	return userEndpoint
+	return nil
 }
 
 // handleBroken answers a request that fasthttp could not read.
@@ -232,7 +272,7 @@ func (s *Server) handleBroken(ctx *fasthttp.RequestCtx, err error) {
 var brokenReasons = map[int]string{
 	fasthttp.StatusBadRequest:                  "the request is malformed",
 	fasthttp.StatusRequestTimeout:              "the request took too long to arrive",
-	fasthttp.StatusRequestEntityTooLarge:       "the body is too large: send none",
+	fasthttp.StatusRequestEntityTooLarge:       "the body is larger than 64 KiB",
 	fasthttp.StatusRequestHeaderFieldsTooLarge: "the request line and header are too large",
 }
 

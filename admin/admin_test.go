@@ -123,18 +123,22 @@ func TestSlowRequestIsTimedOut(t *testing.T) {
 	}
 }
 
-func TestStatsCountThisGatewaysDecisions(t *testing.T) {
+func TestStatsCountDecisions(t *testing.T) {
 	g := start(t, setup{})
 	for _, target := range []string{"/allow?user_id=a&cost=9", "/allow?user_id=a&cost=9", "/allow?user_id=b", "/allow?user_id=c&cost=0"} {
 		g.do(t, "POST", target)
 	}
-	status, body := g.do(t, "GET", "/admin/stats")
-	if got, want := status+" "+body, `200 {"allowed_total":3,"denied_total":1,"active_keys":2}`; got != want {
-		t.Errorf("got %s, want %s", got, want)
-	}
-	status, body = g.do(t, "GET", "/admin/stats?top_n=10")
-	if got, want := status+" "+body, `400 {"error":"unknown parameter \"top_n\": there are none here"}`; got != want {
-		t.Errorf("got %s, want %s", got, want)
+	for target, want := range map[string]string{
+		"/admin/stats":                 `200 {"allowed_total":3,"denied_total":1,"active_keys":2,"top_offenders":[{"user_id":"a","denies":1}]}`,
+		"/admin/stats?top_n=1":         `200 {"allowed_total":3,"denied_total":1,"active_keys":2,"top_offenders":[{"user_id":"a","denies":1}]}`,
+		"/admin/stats?top_n=0":         `400 {"error":"top_n \"0\" is not a whole number from 1 to 100"}`,
+		"/admin/stats?window=1h":       `400 {"error":"unknown parameter \"window\": there is top_n"}`,
+		"/admin/stats?top_n=1&top_n=2": `400 {"error":"parameter \"top_n\" is given more than once"}`,
+	} {
+		status, body := g.do(t, "GET", target)
+		if got := status + " " + body; got != want {
+			t.Errorf("%s: got %s, want %s", target, got, want)
+		}
 	}
 }
 

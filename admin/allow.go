@@ -46,12 +46,18 @@ func (s *Server) allow(x *exchange) {
 		x.refuse(fasthttp.StatusUnprocessableEntity, err.Error())
 	case err != nil:
 		x.storeTrouble(err)
+	case x.decision.Override == limiter.Blocked:
+		x.answer(fasthttp.StatusForbidden, blockedAnswer)
 	case x.decision.Never:
 		x.refuse(fasthttp.StatusBadRequest, x.never())
 	default:
 		x.answerDecision(s.Limiter.Headers())
 	}
 }
+
+// blockedAnswer has what a denial has, for callers that look no further, but no
+// Retry-After: waiting does not help.
+var blockedAnswer = []byte(`{"allowed": false, "retry_after": 0.0, "tokens_left": 0.0, "error": "the user is blocked by an override"}`)
 
 // never says why a cost can't pass.
 func (x *exchange) never() string {
@@ -86,7 +92,7 @@ func (x *exchange) answerDecision(fields limiter.HeaderSet) {
 // draft-ietf-httpapi-ratelimit-headers-11, the older X-RateLimit-*, or both.
 func (x *exchange) setRateLimit(fields limiter.HeaderSet) {
 	d, h := &x.decision, &x.ctx.Response.Header
-	if fields.Draft {
+	if fields.Draft && len(d.Limits) > 0 {
 		x.body = d.AppendPolicy(x.body[:0])
 		h.SetCanonical(namePolicy, x.body)
 		x.body = d.AppendRateLimit(x.body[:0])

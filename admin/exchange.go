@@ -28,6 +28,7 @@ type exchange struct {
 	decided  bool   // decision is that of request
 	text     []byte // what request's fields point to
 	body     []byte // scratch: header values, then the answer
+	id       []byte // see requestID
 
 	quiet bool  // is of interest only to who debugs
 	cause error // what was behind a 5xx
@@ -48,7 +49,7 @@ func begin(ctx *fasthttp.RequestCtx) *exchange {
 
 // end gives x back. Only memory is kept, no text of the request.
 func (x *exchange) end() {
-	*x = exchange{decision: x.decision, text: x.text[:0], body: x.body[:0]}
+	*x = exchange{decision: x.decision, text: x.text[:0], body: x.body[:0], id: x.id[:0]}
 	exchanges.Put(x)
 }
 

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,6 +23,9 @@ type gateway struct {
 	*Server
 	addr string
 	log  *syncBuffer
+	// strangers makes every request come from an address of its own.
+	strangers bool
+	peers     atomic.Uint32
 }
 
 // setup is what a test's gateway differs in from the default.
@@ -95,7 +99,12 @@ func start(t *testing.T, s setup) *gateway {
 // back until the server closes it, without Date.
 func (g *gateway) send(t *testing.T, raw string) string {
 	t.Helper()
-	c, err := net.Dial("tcp", g.addr)
+	dialer := net.Dialer{}
+	if g.strangers {
+		n := g.peers.Add(1)
+		dialer.LocalAddr = &net.TCPAddr{IP: net.IPv4(127, 1, byte(n>>8), byte(n))}
+	}
+	c, err := dialer.Dial("tcp", g.addr)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,10 +4,9 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"crypto/subtle"
+	"github.com/valyala/fasthttp"
 	"net"
 	"net/netip"
-
-	"github.com/valyala/fasthttp"
 )
 
 // guard admits those who know a token. The zero value is a guard without one.
@@ -53,7 +52,7 @@ func (s *Server) mayAdminister(x *exchange) bool {
 		return s.demand(&s.adminGuard, x)
 	}
 	if x.peer.IsLoopback() && isLocalHost(x.ctx.Request.Header.Host()) {
-		return true
+		return s.isNoPage(x, "/admin")
 	}
 	x.refuse(fasthttp.StatusForbidden, "without admin.token only this machine may use /admin, by the name localhost or an IP address: set admin.token and send it as Authorization: Bearer")
 	return false
@@ -66,17 +65,32 @@ func (s *Server) mayAsk(x *exchange) bool {
 	if s.allowGuard.set {
 		return s.demand(&s.allowGuard, x)
 	}
-	if x.peer.IsLoopback() && len(x.ctx.Request.Header.PeekAll(fasthttp.HeaderOrigin)) > 0 {
-		x.refuse(fasthttp.StatusForbidden, "/allow is not for web pages: set admin.allow_token and send it as Authorization: Bearer")
-		return false
-	}
-	return true
+	return !x.peer.IsLoopback() || s.isNoPage(x, "/allow")
 }
 
+// isNoPage refuses what a web page made a browser on this machine send: it
+// would spend and change things in the visitor's name. Browsers send Origin with
+// everything but GET and HEAD, which change nothing here.
+func (s *Server) isNoPage(x *exchange, what string) bool {
+	h := &x.ctx.Request.Header
+	if h.IsGet() || h.IsHead() || len(h.PeekAll(fasthttp.HeaderOrigin)) == 0 {
+		return true
+	}
+	x.refuse(fasthttp.StatusForbidden, what+" is not for web pages: set its token and send it as Authorization: Bearer")
+	return false
+}
+
+// demand lets pass who knows the token of g; wrong ones wait for their answer.
 func (s *Server) demand(g *guard, x *exchange) bool {
+	if s.guesses.crowded(x.peer) {
+		x.ctx.Response.Header.Set(fasthttp.HeaderRetryAfter, "1")
+		x.refuse(fasthttp.StatusTooManyRequests, "too many wrong tokens from this address: wait before the next")
+		return false
+	}
 	if g.knows(x) {
 		return true
 	}
+	s.guesses.slowDown(x.peer, s.stop)
 	x.ctx.Response.Header.SetCanonical([]byte("WWW-Authenticate"), []byte("Bearer"))
 	x.refuse(fasthttp.StatusUnauthorized, "send the token in one Authorization: Bearer field")
 	return false

@@ -30,6 +30,7 @@ var attempts = []struct{ status, method, target string }{
 
 func TestNothingUnderAdminIsAnsweredWithoutTheToken(t *testing.T) {
 	g := start(t, setup{config: Config{Token: adminToken, AllowToken: allowToken}})
+	g.strangers = true
 	bearer := "Authorization: Bearer "
 	for _, fields := range [][]string{
 		nil,
@@ -63,6 +64,7 @@ func TestRefusalForWantOfATokenAsBytes(t *testing.T) {
 
 func TestTokenInTheQueryIsRefusedEvenBesideAGoodOne(t *testing.T) {
 	g := start(t, setup{config: Config{Token: adminToken, AllowToken: allowToken}})
+	g.strangers = true
 	for _, c := range []struct{ method, target, token string }{
 		{"GET", "/admin/stats?token=" + adminToken, adminToken},
 		{"GET", "/admin/stats?access_token=x", adminToken},
@@ -81,6 +83,7 @@ func TestTokenInTheQueryIsRefusedEvenBesideAGoodOne(t *testing.T) {
 
 func TestEachTokenOpensItsOwnDoor(t *testing.T) {
 	g := start(t, setup{config: Config{Token: adminToken, AllowToken: allowToken}})
+	g.strangers = true
 	for _, c := range []struct{ status, method, target, authorization string }{
 		{"200", "GET", "/admin/stats", "Bearer " + adminToken},
 		{"200", "GET", "/admin/stats", "bearer  " + adminToken},

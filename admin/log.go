@@ -74,16 +74,20 @@ func (x *exchange) logDecision(e *zerolog.Event) {
 	e.RawJSON("retry_after", x.body)
 }
 
-// requestID is the client's X-Request-Id if it can be one, else a new one. It
-// is valid until x.body is written to.
+// requestID is the client's X-Request-Id if it can be one, else a new one: the
+// same for each call.
 func (x *exchange) requestID() []byte {
+	if len(x.id) > 0 {
+		return x.id
+	}
 	if id := x.ctx.Request.Header.Peek("X-Request-Id"); len(id) <= 128 && isToken(id) {
-		return id
+		x.id = append(x.id, id...)
+		return x.id
 	}
 	// The top bit makes all of them 16 digits long.
-	x.body = strconv.AppendUint(x.body[:0], rand.Uint64()|1<<63, 16)
-	x.body = strconv.AppendUint(x.body, rand.Uint64()|1<<63, 16)
-	return x.body
+	x.id = strconv.AppendUint(x.id, rand.Uint64()|1<<63, 16)
+	x.id = strconv.AppendUint(x.id, rand.Uint64()|1<<63, 16)
+	return x.id
 }
 
 // milliseconds is how long x took so far, to the microsecond.

@@ -9,6 +9,8 @@ import (
 type userState struct {
 	UserID    string        `json:"user_id"`
 	Resources []bucketState `json:"resources"`
+	// Overrides are those in force for the user; left out where there are none.
+	Overrides []overrideState `json:"overrides,omitempty"`
 }
 
 // bucketState is one limit of one resource, as it is for a user.
@@ -41,7 +43,7 @@ func (s *Server) user(x *exchange) {
 		x.storeTrouble(err)
 		return
 	}
-	state := userState{UserID: string(id), Resources: []bucketState{}}
+	state := userState{UserID: string(id), Resources: []bucketState{}, Overrides: allShown(s.Limiter.Overrides(string(id)))}
 	for i := range decisions {
 		state.Resources = appendStates(state.Resources, &decisions[i])
 	}

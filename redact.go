@@ -1,0 +1,105 @@
+package main
+
+import (
+	"encoding"
+	"fmt"
+	"net/url"
+	"reflect"
+	"time"
+)
+
+// hidden stands where a secret was.
+const hidden = "(hidden)"
+
+// secrets are the paths of texts that nobody reads back, below their
+// top-level key; any name of a map or index of a list stands for all.
+var secrets = map[string]bool{
+	"admin.token":                  true,
+	"admin.allow_token":            true,
+	"proxy.routes.match.headers.*": true, // a header's wanted value may be a password
+}
+
+// redacted is c as JSON can show it, by the file's keys and without secrets.
+func redacted(c *Config) any { return redact(reflect.ValueOf(*c), "") }
+
+func redact(v reflect.Value, path string) any {
+	if v.Kind() == reflect.Pointer {
+		if v.IsNil() {
+			return nil
+		}
+		return redact(v.Elem(), path)
+	}
+	if t, ok := v.Interface().(encoding.TextMarshaler); ok {
+		text, err := t.MarshalText()
+		if err != nil {
+			return fmt.Sprint(err)
+		}
+		return string(text)
+	}
+	switch v.Kind() {
+	case reflect.Struct:
+		return redactStruct(v, path)
+	case reflect.Map:
+		return redactMap(v, path)
+	case reflect.Slice:
+		all := make([]any, v.Len())
+		for i := range all {
+			all[i] = redact(v.Index(i), path)
+		}
+		return all
+	case reflect.String:
+		return redactText(v.String(), path)
+	}
+	if d, ok := v.Interface().(time.Duration); ok {
+		return d.String()
+	}
+	return v.Interface()
+}
+
+func redactStruct(v reflect.Value, path string) any {
+	fields := map[string]any{}
+	for i := range v.NumField() {
+		name := v.Type().Field(i).Tag.Get("yaml")
+		if name == "" {
+			continue
+		}
+		below := name
+		if path != "" {
+			below = path + "." + name
+		}
+		fields[name] = redact(v.Field(i), below)
+	}
+	return fields
+}
+
+// redactMap keeps the names: what lies below is found under ".*".
+func redactMap(v reflect.Value, path string) any {
+	all := map[string]any{}
+	for each := v.MapRange(); each.Next(); {
+		all[each.Key().String()] = redact(each.Value(), path+".*")
+	}
+	return all
+}
+
+func redactText(text, path string) string {
+	switch {
+	case secrets[path] && text != "" && text != "*":
+		return hidden
+	case path == "limiter.redis.url":
+		return redactURL(text)
+	}
+	return text
+}
+
+// redactURL hides the password of a URL, and all of what is no URL.
+func redactURL(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return hidden
+	}
+	if _, has := u.User.Password(); !has {
+		return text
+	}
+	u.User = url.UserPassword(u.User.Username(), "hidden")
+	return u.String()
+}
