@@ -2,7 +2,7 @@
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
-.PHONY: run test lint bench fuzz build redis
+.PHONY: run test test-deploy soak lint staticcheck bench fuzz build redis
 
 run: ## serve config.example.yaml
 	$(GO) run . -config config.example.yaml
@@ -13,11 +13,14 @@ test: redis ## every test, on real Redis
 	$(GO) test -race -count=1 ./...
 	$(GO) test -count=1 -run 'Alloc' ./...
 
-redis:
-	@command -v redis-server >/dev/null && exit 0; \
-	echo "installing redis-server from the distribution's packages"; \
+soak: redis ## a million users: what the statistics take
+	SOAK_USERS=1000000 $(GO) test -count=1 -v -run TestStatisticsStaySmall ./limiter
+
+redis: # and curl, with which the tests run the README's lines
+	@command -v redis-server >/dev/null && command -v curl >/dev/null && exit 0; \
+	echo "installing redis-server and curl from the distribution's packages"; \
 	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
-	{ $$sudo env RUNLEVEL=1 apt-get update -q && $$sudo env RUNLEVEL=1 apt-get install -y -q --no-install-recommends redis-server; } || \
+	{ $$sudo env RUNLEVEL=1 apt-get update -q && $$sudo env RUNLEVEL=1 apt-get install -y -q --no-install-recommends redis-server curl; } || \
 	{ echo "redis-server is missing and could not be installed: install it (7.0 or later) and run make test again" >&2; exit 1; }
 
 lint:
