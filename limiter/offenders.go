@@ -16,9 +16,9 @@ const (
 	// at most maxOffenderName bytes are some 4 MB.
 	offendersPerShard = 1024
 	maxOffenderName   = 128
-	// flushedOffenders are taken at each flush, so that statistics cost Redis a
-	// millisecond a second at most; the others wait for the next.
-	flushedOffenders = 300
+	// flushedOffenders are taken at each flush, so that statistics cost Redis half
+	// a millisecond a second at most; the others wait for the next.
+	flushedOffenders = 128
 )
 
 // offenders counts denials by user in bounded memory, by the method of Misra
@@ -87,20 +87,38 @@ func shorten(user []byte) []byte {
 
 // take removes the n users with most denials and returns them, most first.
 func (o *offenders) take(n int) []Offender {
-	var all []Offender
+	top := leaders{n: n}
 	for i := range o.shards {
 		s := &o.shards[i]
 		s.mu.Lock()
 		for name, count := range s.denies {
-			all = append(all, Offender{name, *count})
+			top.offer(name, *count)
 		}
 		s.mu.Unlock()
 	}
-	taken := worst(all, n)
+	taken := worst(top.all, n)
 	for i := range taken {
 		taken[i].Denies = o.remove(taken[i].User)
 	}
 	return slices.DeleteFunc(taken, func(t Offender) bool { return t.Denies == 0 })
+}
+
+// leaders collects the n users with most denials out of many: those that can't
+// be among them are passed over, which is nearly all.
+type leaders struct {
+	n     int
+	all   []Offender // at most 2n
+	least uint64     // what it takes to be among n of them
+}
+
+func (l *leaders) offer(user string, denies uint64) {
+	if denies <= l.least {
+		return
+	}
+	if l.all = append(l.all, Offender{user, denies}); len(l.all) == 2*l.n {
+		l.all = worst(l.all, l.n)
+		l.least = l.all[l.n-1].Denies
+	}
 }
 
 // remove forgets a user and returns their count, which may have grown since.
