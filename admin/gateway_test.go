@@ -35,6 +35,8 @@ type setup struct {
 	store       limiter.Store
 	logRequests string
 	metrics     []func(io.Writer)
+	settings    any  // what /admin/config shows
+	started     bool // the limiter keeps up with its fleet
 }
 
 // frozen are limits that gain nothing a test could see: 1 token in 30 days.
@@ -63,10 +65,15 @@ func newGateway(t testing.TB, s setup) *gateway {
 		s.store = limiter.NewMemoryStore()
 	}
 	l := limiter.New(s.limits, s.store)
+	if s.started {
+		if err := l.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
 	t.Cleanup(func() { _ = l.Close() })
 	log := new(syncBuffer)
 	return &gateway{
-		Server: New(s.config, Deps{Limiter: l, Log: zerolog.New(log), LogRequests: s.logRequests, Metrics: s.metrics, Version: "1.2.3"}),
+		Server: New(s.config, Deps{Limiter: l, Log: zerolog.New(log), LogRequests: s.logRequests, Metrics: s.metrics, Config: s.settings, Version: "1.2.3"}),
 		log:    log,
 	}
 }

@@ -38,7 +38,9 @@ func (s *Server) user(x *exchange) {
 		x.refuse(fasthttp.StatusBadRequest, "user_id: "+err.Error())
 		return
 	}
-	decisions, err := s.Limiter.User(id)
+	ctx, cancel := x.fleetContext()
+	defer cancel()
+	decisions, err := s.Limiter.User(ctx, id)
 	if err != nil {
 		x.storeTrouble(err)
 		return

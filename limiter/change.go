@@ -87,8 +87,12 @@ func (l *Limiter) Overrides(user string) []Override {
 // are known, and returns the resources. Buckets that users share stay.
 func (l *Limiter) Reset(ctx context.Context, user, resource string, by Actor) ([]string, error) {
 	names := []string{resource}
+	var err error
 	if resource == "" {
-		names = l.resourceNames(ctx)
+		names, err = l.resourceNames(ctx)
+	}
+	if err != nil {
+		return nil, err
 	}
 	if err := l.store.Reset(ctx, l.userKeys(user, names)); err != nil {
 		return nil, fmt.Errorf("reset buckets: %w", err)

@@ -230,7 +230,10 @@ func testReset(t *testing.T, f testedFleet) {
 		spendOf(t, a, user, "read", 5)
 		spendOf(t, a, user, "unheard of", 3)
 	}
-	eventually(t, "the resource is known in the fleet", func() bool { return len(b.resourceNames(t.Context())) == 3 })
+	eventually(t, "the resource is known in the fleet", func() bool {
+		names, err := b.resourceNames(t.Context())
+		return err == nil && len(names) == 3
+	})
 	names, err := b.Reset(t.Context(), "ann", "", operator)
 	if diff := cmp.Diff([]string{"read", "search", "unheard of"}, names); err != nil || diff != "" {
 		t.Errorf("%v, %s", err, diff)
@@ -247,7 +250,7 @@ func testReset(t *testing.T, f testedFleet) {
 	if read, search := spendOf(t, a, "bob", "read", 6), spendOf(t, a, "bob", "search", 1); read != 5 || search != 0 {
 		t.Errorf("%d and %d allowed, want 5 and 0", read, search)
 	}
-	states, err := a.User([]byte("bob"))
+	states, err := a.User(t.Context(), []byte("bob"))
 	if err != nil {
 		t.Fatal(err)
 	}

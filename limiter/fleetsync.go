@@ -231,20 +231,20 @@ func (l *Limiter) state(f *inForce, figures ResourceFigures) ResourceState {
 	return ResourceState{figures, FromDefault, l.byDefault.limits}
 }
 
-// resourceNames are the resources known here and, if the fleet answers, there.
-func (l *Limiter) resourceNames(ctx context.Context) []string {
+// resourceNames are the resources known to any gateway.
+func (l *Limiter) resourceNames(ctx context.Context) ([]string, error) {
 	names := map[string]bool{}
 	for name := range l.inForce.Load().resources {
 		names[name] = true
 	}
-	ctx, cancel := context.WithTimeout(ctx, fleetTimeout)
-	defer cancel()
-	if figures, err := l.fleet.Resources(ctx); err == nil {
-		for _, each := range figures {
-			names[each.Name] = true
-		}
+	figures, err := l.fleet.Resources(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read resources: %w", err)
 	}
-	return sortedKeys(names)
+	for _, each := range figures {
+		names[each.Name] = true
+	}
+	return sortedKeys(names), nil
 }
 
 // writeMetrics writes the series of the fleet in Prometheus text format.

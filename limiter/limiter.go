@@ -177,14 +177,17 @@ func (d *Decision) override(v verdict, capacity int64) {
 // for each resource that is configured or was seen, by name. A limit that an
 // override sets is in it, a verdict is not. It spends and counts nothing. The
 // error says what is wrong with the store.
-func (l *Limiter) User(user []byte) ([]Decision, error) {
-	names := l.resourceNames(context.Background())
+func (l *Limiter) User(ctx context.Context, user []byte) ([]Decision, error) {
+	names, err := l.resourceNames(ctx)
+	if err != nil {
+		return nil, err
+	}
 	states := make([]Decision, len(names))
 	w := new(work)
 	for i, name := range names {
 		req := Request{User: user, Resource: []byte(name)}
 		res, _ := l.rule(w, &req)
-		if err := l.spend(context.Background(), w, res, &req, &states[i]); err != nil {
+		if err := l.spend(ctx, w, res, &req, &states[i]); err != nil {
 			return nil, err
 		}
 	}
