@@ -4,7 +4,7 @@
 #
 #   deploy/release.sh VERSION DIRECTORY      as v1.2.3 /tmp/release
 #
-# Needs Go and GNU tar; a minute and a half where nothing is compiled yet.
+# Needs Go and GNU tar; some minutes where nothing is compiled yet.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# = 2 ] || { echo "usage: deploy/release.sh VERSION DIRECTORY" >&2; exit 2; }
@@ -14,6 +14,7 @@ out=$(cd "$2" && pwd)
 [ -z "$(ls -A "$out")" ] || { echo "$out is not empty" >&2; exit 2; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+umask 022
 when=@$(git log -1 --format=%ct)
 
 for platform in linux/amd64 linux/arm64 darwin/arm64; do

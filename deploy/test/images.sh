@@ -26,8 +26,9 @@ deb_tool busybox busybox-static
 run=$(mktemp -d "${TMPDIR:-/tmp}/r8images.XXXXXX")
 id=r8images$$
 forward=$(cat /proc/sys/net/ipv4/ip_forward)
+# dockerd writes a key here, wherever its state is.
 key=/etc/docker/key.json
-[ -e "$key" ] && key=
+[ ! -e "$key" ] || key=''
 dockerd='' containerd=''
 export DOCKER_HOST=unix://$run/docker.sock DOCKER_CONFIG=$run/client
 export COMPOSE_PROJECT_NAME=$id R8LIMITER_VERSION=test-$$ R8LIMITER_ADMIN_TOKEN=a-token-of-this-test-only
