@@ -9,7 +9,8 @@
 # stand-ins of the same names, made of this machine's Go toolchain, of
 # busybox and of Debian's redis-server and prometheus.
 #
-# Needs root, Linux, Go and Debian's or Ubuntu's packages; some three minutes.
+# Needs root, Linux, Go and Debian's or Ubuntu's packages; two to three minutes, at
+# first some more to compile what is cached later.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 [ "$(id -u)" = 0 ] || exec sudo env "PATH=$PATH" "HOME=$HOME" bash "deploy/test/images.sh"
