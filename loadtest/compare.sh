@@ -9,6 +9,9 @@
 # Needs Linux, nginx, wrk, redis-server, taskset and Go. The system under test has CPU
 # 0 to itself; wrk (64 keep-alive connections, 1,000 users, no limit reached),
 # the upstream and Redis share CPU 1. Everything is on loopback and ends with the script.
+#
+# nginx' $variables stay unexpanded, and `run CPU NAME` sets the variable NAME:
+# shellcheck disable=SC2016,SC2154
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rounds=${1:-7} seconds=${2:-4}
