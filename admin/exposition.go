@@ -24,7 +24,7 @@ var families = map[string]family{
 	"r8limiter_build_info":                       {"gauge", "Always 1; the labels hold the version of this program and of Go."},
 	"r8limiter_connections":                      {"gauge", "Open connections of clients by listener."},
 	"r8limiter_decisions_total":                  {"counter", "Decisions by route, binding limit, outcome and reason."},
-	"r8limiter_figures_dropped_total":            {"counter", "Users or resources that the bounded statistics had no room for."},
+	"r8limiter_figures_dropped_total":            {"counter", "Denials that found no room in the bounded statistics of users."},
 	"r8limiter_figures_flush_errors_total":       {"counter", "Flushes of fleet-wide figures to Redis that failed; each loses a second of statistics."},
 	"r8limiter_log_dropped_total":                {"counter", "Log lines dropped because the log's buffer was full."},
 	"r8limiter_overhead_seconds":                 {"histogram", "Time that this gateway added to a request, without the upstream's part, by endpoint."},
