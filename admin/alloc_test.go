@@ -66,3 +66,14 @@ func BenchmarkAllow(b *testing.B) {
 		answerAgain(g, ctx)
 	}
 }
+
+func TestGroupingAScrapeAllocatesNothing(t *testing.T) {
+	g := newGateway(t, setup{})
+	e := new(exposition)
+	g.Limiter.WriteMetrics(&e.raw)
+	g.set.WritePrometheus(&e.raw)
+	e.text()
+	if n := testing.AllocsPerRun(100, func() { e.text() }); n > 0 {
+		t.Errorf("got %v allocations, want none", n)
+	}
+}

@@ -15,9 +15,8 @@ var latencyBuckets = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .02
 // metrics answers GET /metrics. Prometheus 3 refuses an answer that doesn't
 // name the format's version.
 func (s *Server) metrics(x *exchange) {
-	r := &x.ctx.Response
-	r.Header.SetContentType("text/plain; version=0.0.4; charset=utf-8")
-	w := r.BodyWriter()
+	e := expositions.Get().(*exposition)
+	w := &e.raw
 	for _, write := range s.Metrics {
 		write(w)
 	}
@@ -26,5 +25,9 @@ func (s *Server) metrics(x *exchange) {
 	metrics.WriteProcessMetrics(w)
 	metrics.WriteFDMetrics(w)
 	fmt.Fprintf(w, "r8limiter_build_info{version=%q,go=%q} 1\n", s.Version, runtime.Version())
+	r := &x.ctx.Response
+	r.Header.SetContentType("text/plain; version=0.0.4; charset=utf-8")
+	r.SetBody(e.text())
 	r.SetStatusCode(fasthttp.StatusOK)
+	e.end()
 }
