@@ -13,6 +13,9 @@ test: redis ## every test, on real Redis
 	$(GO) test -race -count=1 ./...
 	$(GO) test -count=1 -run 'Alloc' ./...
 
+test-deploy: redis ## everything in deploy/ and loadtest/, for real; installs its pinned tools
+	@set -e; for t in deploy/test/*.sh; do [ ! -x $$t ] || { echo "== $$t"; $$t; }; done
+
 soak: redis ## a million users: what the statistics take
 	SOAK_USERS=1000000 $(GO) test -count=1 -v -run TestStatisticsStaySmall ./limiter
 

@@ -1,0 +1,68 @@
+{{- define "r8limiter.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 52 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "r8limiter.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" }}
+{{- else if contains (include "r8limiter.name" .) .Release.Name }}
+{{- .Release.Name | trunc 52 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name (include "r8limiter.name" .) | trunc 52 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "r8limiter.selector" -}}
+app.kubernetes.io/name: {{ include "r8limiter.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: gateway
+{{- end }}
+
+{{- define "r8limiter.redisSelector" -}}
+app.kubernetes.io/name: {{ include "r8limiter.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: redis
+{{- end }}
+
+{{- define "r8limiter.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{- define "r8limiter.image" -}}
+{{ .Values.image.repository }}:{{ default .Chart.AppVersion .Values.image.tag }}
+{{- end }}
+
+{{- define "r8limiter.serviceAccount" -}}
+{{- if .Values.serviceAccount.create }}{{ default (include "r8limiter.fullname" .) .Values.serviceAccount.name }}{{ else }}{{ default "default" .Values.serviceAccount.name }}{{ end }}
+{{- end }}
+
+{{- define "r8limiter.secret" -}}
+{{ default (include "r8limiter.fullname" .) .Values.existingSecret }}
+{{- end }}
+
+{{/* The configuration with limiter.redis filled in. */}}
+{{- define "r8limiter.config" -}}
+{{- $config := deepCopy .Values.config }}
+{{- if ne .Values.redis.mode "none" }}
+{{- $limiter := default dict (get $config "limiter") }}
+{{- $_ := set $limiter "redis" (dict "url" "${R8LIMITER_REDIS_URL}" "timeout" .Values.redis.timeout "key_prefix" .Values.redis.keyPrefix) }}
+{{- $_ := set $config "limiter" $limiter }}
+{{- end }}
+{{- toYaml $config }}
+{{- end }}
+
+{{/* The bundled Redis' password: the given one, the one there is, or a new one. */}}
+{{- define "r8limiter.redisPassword" -}}
+{{- $kept := lookup "v1" "Secret" .Release.Namespace (printf "%s-redis" (include "r8limiter.fullname" .)) }}
+{{- if .Values.redis.bundled.password }}{{ .Values.redis.bundled.password }}
+{{- else if and $kept $kept.data }}{{ index $kept.data "password" | b64dec }}
+{{- else }}{{ randAlphaNum 32 }}{{ end }}
+{{- end }}
+
+{{- define "r8limiter.restricted" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
