@@ -72,6 +72,7 @@ done
 has() { grep -qF "$2" "$dir/$1.yaml" || fail "$1: no $2"; }
 has defaults "kind: HorizontalPodAutoscaler"
 has defaults "kind: StatefulSet"
+# shellcheck disable=SC2016 # the variable is r8limiter's
 has defaults 'url: ${R8LIMITER_REDIS_URL}'
 has defaults "readOnlyRootFilesystem: true"
 has external "name: our-secrets"

@@ -76,6 +76,7 @@ check_files() {
 # that does not. rules_test.yaml has `exp_alerts` two lines after `alertname`.
 check_alerts() {
   local alert anchor cases
+  # shellcheck disable=SC2013 # names have no spaces
   for alert in $(sed -n 's/^ *- alert: \([A-Za-z0-9]*\).*/\1/p' "$rules"); do
     anchor=deploy/prometheus/RUNBOOK.md#${alert,,}
     grep -qx "## $alert" deploy/prometheus/RUNBOOK.md || fail "RUNBOOK.md has no section $alert"
@@ -84,6 +85,7 @@ check_alerts() {
     grep -q 'exp_alerts:$' <<<"$cases" || fail "no test in which $alert fires"
     grep -q 'exp_alerts: \[\]$' <<<"$cases" || fail "no test in which $alert does not fire"
   done
+  # shellcheck disable=SC2013 # names have no spaces
   for alert in $(sed -n 's/^## //p' deploy/prometheus/RUNBOOK.md); do
     grep -q -- "- alert: $alert\b" "$rules" || fail "RUNBOOK.md has a section for $alert, which is no alert"
   done
@@ -255,6 +257,7 @@ check_metrics() {
 
 # What Grafana would put in for its variables, but for the windows: they must fit a
 # history of a minute.
+# shellcheck disable=SC2016 # the variables are Grafana's
 substituted() { sed -e 's/\$__rate_interval/1m/g' -e 's/\$job/r8limiter/g' -e 's/\$instance/.*/g'; }
 
 check_panels() {
