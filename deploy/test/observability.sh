@@ -9,6 +9,7 @@
 # that is built already. Takes about a minute; listens on loopback only.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+# shellcheck source=deploy/test/tools.sh
 source deploy/test/tools.sh
 
 rules=deploy/prometheus/rules.yaml
