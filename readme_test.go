@@ -28,7 +28,7 @@ type transcript struct{ command, output string }
 // transcripts are the indented blocks of text in which a line begins with "$ curl",
 // in order. A block ends where text without indent follows.
 func transcripts(text string) (found []transcript) {
-	for _, line := range strings.Split(text, "\n") {
+	for line := range strings.SplitSeq(text, "\n") {
 		inner, indented := strings.CutPrefix(line, "    ")
 		command, begins := strings.CutPrefix(inner, "$ ")
 		switch {
@@ -177,7 +177,7 @@ func TestReadmePathsAndFilesExist(t *testing.T) {
 func TestReadmeCommandsAreTheProgram(t *testing.T) {
 	_, list, _ := strings.Cut(readme(t), "## Commands\n")
 	list, _, _ = strings.Cut(list, "Exit codes")
-	for _, line := range strings.Split(strings.TrimSpace(list), "\n") {
+	for line := range strings.SplitSeq(strings.TrimSpace(list), "\n") {
 		words := strings.Fields(line)
 		if len(words) < 2 || !strings.Contains(usage, words[1]) {
 			t.Errorf("the usage does not have %q", line)

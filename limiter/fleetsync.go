@@ -109,7 +109,9 @@ func (l *Limiter) poll(ctx context.Context, flush bool) error {
 	}
 	version, err := ask(ctx)
 	if err != nil {
-		l.sync.settingsErrors.Inc()
+		if !flush { // a failed flush is counted as such
+			l.sync.settingsErrors.Inc()
+		}
 		return err
 	}
 	if version == l.inForce.Load().version {
