@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,7 +29,13 @@ func startRedis(t *testing.T) string {
 		_ = server.Process.Kill()
 		_ = server.Wait()
 	})
-	eventually(t, "redis-server listens", func() bool { _, err := os.Stat(socket); return err == nil })
+	eventually(t, "redis-server listens", func() bool {
+		c, err := net.Dial("unix", socket)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
 	return socket
 }
 
