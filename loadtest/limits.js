@@ -77,8 +77,8 @@ export async function accuracy() {
 }
 
 // lane is one connection of a user. It drains the bucket as fast as it can and
-// then keeps to a pace; up to a second of a stall is made up for, so that the
-// demand stays what it should be.
+// then keeps to a pace, out of step with the others; up to a second of a stall
+// is made up for, so that the demand stays what it should be.
 async function lane(user, end, answers) {
   const pause = (1000 * lanes) / (demand * refill);
   let drained = false;
@@ -88,8 +88,9 @@ async function lane(user, end, answers) {
     const res = await askAsync('limited', user, { kind: 'accuracy', expect: [200, 429], body: true });
     answers.push({ sent, received: Date.now() + 1, status: res.status }); // the clock cuts off what is below a millisecond
     judge(res, 'limited');
+    if (drained) next = Math.max(next + pause, sent - 1000);
+    else if (res.status === 429) next = sent + pause * (1 + Math.random());
     drained = drained || res.status === 429;
-    next = drained ? Math.max(next + pause, sent - 1000) : sent;
   }
 }
 
