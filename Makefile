@@ -2,7 +2,7 @@
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
-.PHONY: run test test-deploy soak lint staticcheck bench fuzz build redis
+.PHONY: run test test-deploy load soak lint staticcheck bench fuzz build redis
 
 run: ## serve config.example.yaml
 	$(GO) run . -config config.example.yaml
@@ -15,6 +15,9 @@ test: redis ## every test, on real Redis
 
 test-deploy: redis ## everything in deploy/ and loadtest/, for real; installs its pinned tools
 	@set -e; for t in deploy/test/*.sh; do [ ! -x $$t ] || { echo "== $$t"; $$t; }; done
+
+load: redis ## one k6 script: make load SCRIPT=smoke STORE=memory TARGET=proxy
+	loadtest/run.sh $(or $(SCRIPT),smoke) $(or $(STORE),memory) $(or $(TARGET),proxy)
 
 soak: redis ## a million users: what the statistics take
 	SOAK_USERS=1000000 $(GO) test -count=1 -v -run TestStatisticsStaySmall ./limiter
