@@ -98,6 +98,7 @@ func (e *endpoint) allowed() string {
 // endpoints are matched on the raw target: no spelling but these reaches one.
 var endpoints = map[string]*endpoint{
 	"/allow":               {post: (*Server).allow},
+	"/admin/":              {get: (*Server).page},
 	"/admin/stats":         {get: (*Server).stats},
 	"/admin/top_offenders": {get: (*Server).topOffenders},
 	"/admin/resources":     {get: (*Server).resources},
@@ -119,6 +120,7 @@ var named = []struct {
 	{"/admin/user/", "", endpoint{get: (*Server).user}},
 	{"/admin/user/", "/reset", endpoint{post: (*Server).reset}},
 	{"/admin/user/", "/override", endpoint{put: (*Server).putOverride, delete: (*Server).deleteOverride}},
+	{"/admin/web/", "", endpoint{get: (*Server).asset}},
 	{"/admin/resources/", "", endpoint{put: (*Server).putLimits, delete: (*Server).deleteLimits}},
 }
 

@@ -49,7 +49,8 @@ func namesToken(query []byte) bool {
 // mayAdminister guards everything under /admin and answers those it refuses.
 func (s *Server) mayAdminister(x *exchange) bool {
 	if s.adminGuard.set {
-		return s.demand(&s.adminGuard, x)
+		h := &x.ctx.Request.Header
+		return isPage(x.path) && (h.IsGet() || h.IsHead()) || s.demand(&s.adminGuard, x)
 	}
 	if x.peer.IsLoopback() && isLocalHost(x.ctx.Request.Header.Host()) {
 		return s.isNoPage(x, "/admin")
@@ -68,12 +69,17 @@ func (s *Server) mayAsk(x *exchange) bool {
 	return !x.peer.IsLoopback() || s.isNoPage(x, "/allow")
 }
 
-// isNoPage refuses what a web page made a browser on this machine send: it
-// would spend and change things in the visitor's name. Browsers send Origin with
-// everything but GET and HEAD, which change nothing here.
+// isNoPage refuses what a web page from elsewhere made a browser on this machine
+// send: it would spend and change things in the visitor's name. Browsers send
+// Origin with everything but GET and HEAD, which change nothing here. Our own page
+// is of the very address that is asked.
 func (s *Server) isNoPage(x *exchange, what string) bool {
 	h := &x.ctx.Request.Header
-	if h.IsGet() || h.IsHead() || len(h.PeekAll(fasthttp.HeaderOrigin)) == 0 {
+	origins := h.PeekAll(fasthttp.HeaderOrigin)
+	if h.IsGet() || h.IsHead() || len(origins) == 0 {
+		return true
+	}
+	if host, ok := bytes.CutPrefix(origins[0], []byte("http://")); ok && len(origins) == 1 && isLocalHost(h.Host()) && bytes.Equal(host, h.Host()) {
 		return true
 	}
 	x.refuse(fasthttp.StatusForbidden, what+" is not for web pages: set its token and send it as Authorization: Bearer")

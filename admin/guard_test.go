@@ -16,7 +16,7 @@ const (
 // attempts are ways to reach what is under /admin. Those that are spelled like
 // it are refused with 401 before anything else; no other spelling exists.
 var attempts = []struct{ status, method, target string }{
-	{"401", "GET", "/admin"}, {"401", "GET", "/admin/"}, {"401", "GET", "/admin?x"},
+	{"401", "GET", "/admin"}, {"401", "POST", "/admin/"}, {"401", "GET", "/admin//"}, {"401", "GET", "/admin/web"}, {"401", "GET", "/admin?x"},
 	{"401", "GET", "/admin/stats"}, {"401", "HEAD", "/admin/stats"}, {"401", "OPTIONS", "/admin/stats"},
 	{"401", "POST", "/admin/stats"}, {"401", "DELETE", "/admin/user/a"}, {"401", "TRACE", "/admin/stats"},
 	{"401", "GET", "/admin/user/a"}, {"401", "GET", "/admin/unknown"}, {"401", "GET", "/admin/../metrics"},
