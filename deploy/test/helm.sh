@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
 # The Helm chart: lint, render with every file of ci/, refuse bad values, check
 # the manifests against Kubernetes' own schemas and kube-score, the rendered
-# configurations with `r8limiter check`, and package it. Needs Go; installs its
-# tools, which takes some minutes the first time and about 20 s afterwards.
+# configurations with `r8limiter check`, start the bundled Redis and a gateway as
+# rendered, and package the chart. Needs Go; installs its tools, which takes some
+# minutes the first time and about half a minute afterwards.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source deploy/test/tools.sh
 go_tool helm helm.sh/helm/v3/cmd/helm@v3.22.0
 go_tool kubeconform github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0
 go_tool kube-score github.com/zegl/kube-score/cmd/kube-score@v1.20.0
+deb_tool redis-server redis-server
 kubernetes=v1.37.2
 chart=deploy/helm/r8limiter
 # A helm built from its module takes itself for one of Kubernetes 1.20.
 asked=(--kube-version "${kubernetes#v}")
 dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
+started=()
+trap '[ ${#started[@]} = 0 ] || { kill -KILL "${started[@]}"; wait "${started[@]}"; } 2>/dev/null || true; rm -rf "$dir"' EXIT
 
 for copy in grafana/r8limiter.json prometheus/rules.yaml; do
   cmp "deploy/$copy" "$chart/files/${copy##*/}" || fail "the chart's copy is old: run deploy/helm/sync.sh"
@@ -28,14 +31,24 @@ if [ ! -e "$schemas/done" ]; then
   touch "$schemas/done"
 fi
 
+valid() {
+  kubeconform -strict -schema-location "$schemas/{{.ResourceKind}}{{.KindSuffix}}.json" \
+    -skip ServiceMonitor,PrometheusRule "$@"
+}
+# part NAME TEMPLATE: what that template made of ci/NAME.yaml.
+part() { awk -v want="/templates/$2" '/^# Source: /{on = index($0, want)} /^---$/{next} on' "$dir/$1.yaml"; }
+# below KEY: the block text of KEY in the manifests on stdin, without its indentation.
+below() {
+  awk -v key="$1:" 'on && substr($0, 1, indent) ~ /[^ ]/ {on = 0} on {print substr($0, indent + 1)} $1 == key && $2 == "|" {on = 1; indent = index($0, key) + 1}'
+}
+
 go build -o "$dir/r8limiter" .
 for values in "$chart"/ci/*.yaml; do
   name=$(basename "$values" .yaml)
   echo "== $name"
   helm lint --strict --quiet "${asked[@]}" "$chart" --values "$values"
   helm template limits "${asked[@]}" "$chart" --namespace edge --values "$values" >"$dir/$name.yaml"
-  kubeconform -strict -summary -schema-location "$schemas/{{.ResourceKind}}{{.KindSuffix}}.json" \
-    -skip ServiceMonitor,PrometheusRule "$dir/$name.yaml"
+  valid -summary "$dir/$name.yaml"
   # Off: Always pulling a fixed tag; what many replicas need, for the one Redis.
   kube-score score --output-format ci \
     --ignore-test container-image-pull-policy \
@@ -43,10 +56,12 @@ for values in "$chart"/ci/*.yaml; do
     --ignore-test statefulset-has-host-podantiaffinity \
     "$dir/$name.yaml" >"$dir/score" || { grep CRITICAL "$dir/score"; fail "kube-score: $name"; }
   # The configuration that the pods would read.
-  helm template limits "${asked[@]}" "$chart" --values "$values" --show-only templates/configmap.yaml |
-    sed '1,/^  config.yaml: |/d; s/^    //' >"$dir/config.yaml"
-  R8LIMITER_REDIS_URL=redis://127.0.0.1:6379/0 R8LIMITER_ADMIN_TOKEN=0123456789abcdef "$dir/r8limiter" check -config "$dir/config.yaml"
+  part "$name" configmap.yaml | below config.yaml >"$dir/$name.config"
+  R8LIMITER_REDIS_URL=redis://127.0.0.1:6379/0 R8LIMITER_ADMIN_TOKEN=0123456789abcdef "$dir/r8limiter" check -config "$dir/$name.config"
 done
+
+sed 's/readinessProbe:/readynessProbe:/' "$dir/defaults.yaml" >"$dir/misspelt.yaml"
+if valid "$dir/misspelt.yaml" >/dev/null; then fail "kubeconform takes a misspelt field"; fi
 
 # Values that must be refused, and by which word.
 refuses() {
@@ -59,9 +74,17 @@ refuses replicas --set replicas=3
 refuses adminToken --set adminToken=short
 refuses mode --set redis.mode=cluster
 refuses "redis.url is needed" --set redis.mode=external
+refuses redis.url --set redis.mode=external,redis.url=rediss://redis.example:6379
 refuses terminationGracePeriodSeconds --set terminationGracePeriodSeconds=10
 refuses limits --set config.limits.x=1
 refuses pullPolicy --set image.pullPolicy=Sometimes
+refuses digest --set image.digest=latest
+refuses listen --set config.admin.listen=127.0.0.1:8000
+refuses listen --set config.proxy.listen=8080
+refuses listen --set config.admin.listen=null
+refuses minReplicas --set autoscaling.minReplicas=11
+refuses "needs the proxy listener" --set ingress.enabled=true,config.proxy.listen=
+refuses kubeVersion --kube-version 1.26.0
 
 # Each value has its line in the chart's README.
 for key in $(grep -oE '^[a-zA-Z]+:' "$chart/values.yaml" | tr -d :); do
@@ -69,19 +92,104 @@ for key in $(grep -oE '^[a-zA-Z]+:' "$chart/values.yaml" | tr -d :); do
 done
 
 # What must hold in the rendered manifests.
-has() { grep -qF "$2" "$dir/$1.yaml" || fail "$1: no $2"; }
-has defaults "kind: HorizontalPodAutoscaler"
-has defaults "kind: StatefulSet"
+# No pipe into grep -q: it ends early, and what writes to it fails by SIGPIPE.
+has() { grep -qF -- "$3" <<<"$(part "$1" "$2")" || fail "ci/$1.yaml: $2 lacks $3"; }
+lacks() { ! grep -qE -- "$3" <<<"$(part "$1" "$2")" || fail "ci/$1.yaml: $2 has $3"; }
+has defaults hpa.yaml "kind: HorizontalPodAutoscaler"
+has defaults redis.yaml "kind: StatefulSet"
 # shellcheck disable=SC2016 # the variable is r8limiter's
-has defaults 'url: ${R8LIMITER_REDIS_URL}'
-has defaults "readOnlyRootFilesystem: true"
-has external "name: our-secrets"
-has everything "kind: ServiceMonitor"
-has everything "redis://:p4ss-w0rd%2B%2F%40@limits-r8limiter-redis:6379/0"
-! grep -q "kind: HorizontalPodAutoscaler" "$dir/external.yaml" || fail "external: an HPA"
-! grep -qE "kind: (StatefulSet|ServiceAccount)|R8LIMITER_REDIS_URL" "$dir/memory.yaml" || fail "memory: a Redis or an account"
-! grep -rqE "bitnami|quay.io/bitnami" "$chart" --include=*.yaml || fail "an image that is not served freely"
+has defaults configmap.yaml 'url: ${R8LIMITER_REDIS_URL}'
+has everything hpa.yaml "name: requests_per_second"
+has everything monitoring.yaml "replacement: limits-r8limiter"
+has everything redis.yaml "imagePullSecrets:"
+has everything service.yaml "externalTrafficPolicy: Local"
+has external deployment.yaml "{name: our-secrets, key: redis-url}"
+lacks external hpa.yaml kind
+lacks external secret.yaml kind
+lacks external redis.yaml kind
+lacks memory redis.yaml kind
+lacks memory serviceaccount.yaml kind
+lacks memory deployment.yaml R8LIMITER_REDIS_URL
+has control-only configmap.yaml "timeout: 20ms"
+has control-only configmap.yaml "capacity: 1000000000"
+has control-only deployment.yaml "containerPort: 9000"
+has control-only deployment.yaml "{name: our-redis, key: redis-url}"
+lacks control-only deployment.yaml "name: proxy"
+lacks control-only secret.yaml "redis"
+lacks control-only service.yaml "name: proxy"
+# Two images, both to be had by anyone, both named by tag or digest.
+images=$(sed -n 's/^ *image: //p' "$dir"/*.yaml | sort -u)
+grep -vE '^(ghcr\.io/r8limiter/r8limiter|redis):[0-9][^ ]*$' <<<"$images" && fail "other images than r8limiter's and Redis'"
+# Every pod is restricted.
+for name in defaults everything control-only memory; do
+  for pod in deployment.yaml redis.yaml tests/ready.yaml; do
+    [ "$name-$pod" != memory-redis.yaml ] || continue
+    for each in "runAsNonRoot: true" "seccompProfile: {type: RuntimeDefault}" "readOnlyRootFilesystem: true" \
+      "allowPrivilegeEscalation: false" "drop: [ALL]" "automountServiceAccountToken: false"; do
+      has "$name" "$pod" "$each"
+    done
+  done
+done
+# The pod of helm test reaches the control listener whoever else may.
+grep -q "component: test" <<<"$(part everything networkpolicy.yaml | awk '/egress:/{over = 1} /port: control/{on = 1} on && !over')" ||
+  fail "everything: helm test can't reach the control listener"
+[ "$(part everything monitoring.yaml | below r8limiter.json)" = "$(cat "$chart/files/r8limiter.json")" ] || fail "the dashboard is not rendered as it is"
+[ "$(part everything monitoring.yaml | awk '/^kind: /{rule = $2 == "PrometheusRule"} /^# Source/{on = 0} on {print substr($0, 3)} rule && /^spec:/{on = 1}')" = \
+  "$(cat "$chart/files/rules.yaml")" ] || fail "the rules are not rendered as they are"
+
+# Other secrets and configurations start new pods, another chart leaves Redis running.
+changes() {
+  local template=$1
+  shift
+  helm template limits "${asked[@]}" "$chart" --show-only "templates/$template" "$@" | sed -n '/^  template:/,/^    spec:/p'
+}
+[ "$(changes deployment.yaml)" = "$(changes deployment.yaml)" ] || fail "an upgrade without a change starts new pods"
+for value in redis.bundled.password=other adminToken=fedcba9876543210 config.log.level=debug; do
+  [ "$(changes deployment.yaml)" != "$(changes deployment.yaml --set $value)" ] || fail "another $value starts no new pods"
+done
+cp -r "$chart" "$dir/newer"
+sed -i 's/^version: .*/version: 99.0.0/; s/^appVersion: .*/appVersion: "99.0.0"/' "$dir/newer/Chart.yaml"
+[ "$(changes redis.yaml --set redis.bundled.password=p)" = "$(chart=$dir/newer changes redis.yaml --set redis.bundled.password=p)" ] ||
+  fail "another version of the chart restarts Redis"
+
+# The bundled Redis as rendered, with a password that needs quoting, and a gateway
+# with the rendered configuration and URL, on free ports of the loopback interface.
+part everything secret.yaml | below redis.conf >"$dir/redis.conf"
+mkdir "$dir/data"
+mapfile -t args < <(part everything redis.yaml | sed -n '/^ *args:/,/^ *securityContext:/s/^ *- //p' | tr -d '"' |
+  sed "s|^/etc/redis|$dir|; s|^/data$|$dir/data|")
+answers() { [ "$(redis-cli -p "$port" "$@" ping 2>/dev/null)" = PONG ]; }
+ready=
+for _ in 1 2 3 4 5; do
+  port=$((20000 + RANDOM % 10000))
+  redis-server "${args[@]}" --port "$port" --bind 127.0.0.1 >"$dir/redis.log" &
+  redis=$!
+  for _ in {1..50}; do
+    kill -0 "$redis" 2>/dev/null || break
+    if answers -a 'p4ss-w0rd+/@'; then ready=$redis; break 2; fi
+    sleep 0.1
+  done
+done
+[ -n "$ready" ] || fail "Redis does not start as rendered: $(cat "$dir/redis.log")"
+started+=("$ready")
+! answers || fail "Redis answers without its password"
+redis() { redis-cli -p "$port" -a 'p4ss-w0rd+/@' "$@" 2>/dev/null; }
+[ "$(redis config get maxmemory-policy appendonly | paste -sd ' ')" = "appendonly yes maxmemory-policy noeviction" ] ||
+  fail "Redis evicts, or keeps nothing: $(redis config get maxmemory-policy appendonly)"
+R8LIMITER_REDIS_URL=$(part everything secret.yaml | sed -n 's/^  redis-url: "\(.*\)"$/\1/p' | sed "s/@limits-r8limiter-redis:6379/@127.0.0.1:$port/")
+sed 's/listen: .*/listen: 127.0.0.1:0/' "$dir/everything.config" >"$dir/gateway.config"
+R8LIMITER_REDIS_URL=$R8LIMITER_REDIS_URL R8LIMITER_ADMIN_TOKEN=0123456789abcdef \
+  "$dir/r8limiter" serve -config "$dir/gateway.config" 2>"$dir/gateway.log" &
+started+=($!)
+control=
+for _ in {1..50}; do
+  control=$(sed -n 's/.*"control":"\([^"]*\)".*/\1/p' "$dir/gateway.log")
+  [ -z "$control" ] || break
+  sleep 0.1
+done
+[ -n "$control" ] || fail "the gateway does not start as rendered: $(cat "$dir/gateway.log")"
+"$dir/r8limiter" health -url "http://$control/readyz" || fail "the gateway is not ready: $(cat "$dir/gateway.log")"
 
 helm package "$chart" --destination "$dir" >/dev/null
-helm template limits "${asked[@]}" "$dir"/r8limiter-*.tgz --set grafanaDashboard.enabled=true | grep -q '"panels"' || fail "the package lacks the dashboard"
+grep -q '"panels"' <<<"$(helm template limits "${asked[@]}" "$dir"/r8limiter-*.tgz --set grafanaDashboard.enabled=true)" || fail "the package lacks the dashboard"
 echo "helm: ok"

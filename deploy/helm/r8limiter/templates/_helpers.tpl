@@ -25,13 +25,28 @@ app.kubernetes.io/component: redis
 {{- end }}
 
 {{- define "r8limiter.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
+{{- define "r8limiter.testSelector" -}}
+app.kubernetes.io/name: {{ include "r8limiter.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: test
+{{- end }}
+
 {{- define "r8limiter.image" -}}
-{{ .Values.image.repository }}:{{ default .Chart.AppVersion .Values.image.tag }}
+{{ .Values.image.repository }}:{{ default .Chart.AppVersion .Values.image.tag }}{{ with .Values.image.digest }}@{{ . }}{{ end }}
+{{- end }}
+
+{{/* Where the listeners are: the port of each address; the proxy's is empty where it is off. */}}
+{{- define "r8limiter.proxyPort" -}}
+{{- regexFind "[0-9]+$" (dig "proxy" "listen" "" .Values.config) }}
+{{- end }}
+
+{{- define "r8limiter.controlPort" -}}
+{{- regexFind "[0-9]+$" .Values.config.admin.listen }}
 {{- end }}
 
 {{- define "r8limiter.serviceAccount" -}}
@@ -42,12 +57,36 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ default (include "r8limiter.fullname" .) .Values.existingSecret }}
 {{- end }}
 
-{{/* The configuration with limiter.redis filled in. */}}
+{{- define "r8limiter.redisSecret" -}}
+{{ default (printf "%s-redis" (include "r8limiter.fullname" .)) .Values.redis.bundled.existingSecret }}
+{{- end }}
+
+{{/* What pods of every kind share: where they run and how their images are pulled. */}}
+{{- define "r8limiter.placement" -}}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* The configuration with limiter.redis filled in; what it says there itself wins. */}}
 {{- define "r8limiter.config" -}}
 {{- $config := deepCopy .Values.config }}
 {{- if ne .Values.redis.mode "none" }}
 {{- $limiter := default dict (get $config "limiter") }}
-{{- $_ := set $limiter "redis" (dict "url" "${R8LIMITER_REDIS_URL}" "timeout" .Values.redis.timeout "key_prefix" .Values.redis.keyPrefix) }}
+{{- $redis := dict "url" "${R8LIMITER_REDIS_URL}" "timeout" .Values.redis.timeout "key_prefix" .Values.redis.keyPrefix }}
+{{- $_ := set $limiter "redis" (mergeOverwrite $redis (default dict (get $limiter "redis"))) }}
 {{- $_ := set $config "limiter" $limiter }}
 {{- end }}
 {{- toYaml $config }}
