@@ -81,10 +81,15 @@ func (p *program) load(file string) (Config, []problem) {
 		return c, []problem{{1, 1, "", fmt.Sprintf("read: %v; name another file with -config", err)}}
 	}
 	at, problems := decodeYAML(data, p.env, &c)
-	if len(problems) > 0 {
+	if len(at) == 0 { // nothing could be read at all
 		return c, problems
 	}
+	// What could not be decoded is not judged a second time by what it then means.
+	broken := problems
 	c.validate(func(path, text string) {
+		if slices.ContainsFunc(broken, func(b problem) bool { return b.covers(path) }) {
+			return
+		}
 		line, col := at.of(path)
 		problems = append(problems, problem{line, col, path, text})
 	})
@@ -96,19 +101,24 @@ func (c *Config) validate(report func(path, problem string)) {
 	below := func(key string) func(path, problem string) {
 		return func(path, problem string) { report(key+"."+path, problem) }
 	}
-	sound := true
+	var unsound []string // resources whose limits are wrong, so that no cost can be judged by them
 	c.Limiter.Validate(func(path, problem string) {
-		sound = false
+		unsound = append(unsound, path)
 		report("limiter."+path, problem)
 	})
 	c.Admin.Validate(below("admin"))
 	c.Log.validate(below("log"))
-	capacity := func(string) int64 { return limiter.MaxCapacity }
-	if sound {
-		l := limiter.New(c.Limiter, nil)
-		capacity = func(resource string) int64 { return l.Capacity([]byte(resource)) }
-	}
-	c.Proxy.Validate(capacity, below("proxy"))
+	l := limiter.New(c.Limiter, nil)
+	c.Proxy.Validate(func(resource string) int64 {
+		place := "default"
+		if _, ok := c.Limiter.Resources[resource]; ok {
+			place = "resources." + resource
+		}
+		if slices.ContainsFunc(unsound, func(path string) bool { return isAtOrBelow(path, place) }) {
+			return limiter.MaxCapacity
+		}
+		return max(1, l.Capacity([]byte(resource)))
+	}, below("proxy"))
 	if c.Proxy.Listen != "" && c.Proxy.Listen == c.Admin.Listen && !strings.HasSuffix(c.Admin.Listen, ":0") {
 		report("admin.listen", "is the address of the proxy listener too; give each its own")
 	}

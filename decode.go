@@ -32,6 +32,17 @@ func (p problem) format(file string) string {
 	return fmt.Sprintf("%s:%d:%d: %s: %s", file, p.line, p.col, p.path, p.text)
 }
 
+// covers says whether path is what p is about, or lies in it or around it.
+func (p problem) covers(path string) bool {
+	return isAtOrBelow(path, p.path) || isAtOrBelow(p.path, path)
+}
+
+// isAtOrBelow says whether path is top or lies in it.
+func isAtOrBelow(path, top string) bool {
+	rest, ok := strings.CutPrefix(path, top)
+	return ok && (rest == "" || top == "" || rest[0] == '.' || rest[0] == '[')
+}
+
 // comparePlaces orders problems as they stand in the file.
 func comparePlaces(a, b problem) int {
 	return cmp.Or(cmp.Compare(a.line, b.line), cmp.Compare(a.col, b.col), cmp.Compare(a.path, b.path))

@@ -148,7 +148,12 @@ func (p *program) health(url, file string) int {
 		fmt.Fprintf(p.stderr, "health: %v; write -url http://host:port/readyz\n", err)
 		return exitUsage
 	}
-	resp, err := http.DefaultClient.Do(req)
+	// Whatever proxy the environment names, this is about the one instance.
+	client := http.Client{
+		Transport:     &http.Transport{DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	resp, err := client.Do(req)
 	if err != nil {
 		fmt.Fprintf(p.stderr, "health: %v; is r8limiter running there?\n", err)
 		return exitFailure

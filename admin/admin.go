@@ -213,6 +213,7 @@ func (s *Server) recovered(x *exchange, v any) {
 // which methods, before the guard has let them pass.
 func (s *Server) route(x *exchange) {
 	if err := checkRequest(&x.ctx.Request.Header); err != nil {
+		x.path = nil // nothing of it is logged: it may hold a password
 		x.malformed(statusOf(err), err)
 		return
 	}

@@ -40,6 +40,9 @@ var exchanges = sync.Pool{New: func() any { return new(exchange) }}
 func begin(ctx *fasthttp.RequestCtx) *exchange {
 	x := exchanges.Get().(*exchange)
 	x.ctx, x.start = ctx, ctx.Time()
+	if x.start.IsZero() { // no request came to an end
+		x.start = time.Now()
+	}
 	x.path, x.query, _ = bytes.Cut(ctx.Request.Header.RequestURI(), []byte("?"))
 	if addr, ok := ctx.RemoteAddr().(*net.TCPAddr); ok {
 		x.peer = addr.AddrPort().Addr().Unmap().WithZone("")

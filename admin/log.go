@@ -68,6 +68,9 @@ func (x *exchange) logDecision(e *zerolog.Event) {
 		x.body = d.AppendLimitName(x.body[:0], l)
 		e.Bytes("limit", logged(x.body))
 	}
+	if x.body = d.AppendShadowDenied(x.body[:0]); len(x.body) > 0 {
+		e.Bytes("shadow_denied", logged(x.body))
+	}
 	x.body = limiter.AppendTokens(x.body[:0], d.TokensLeft())
 	e.RawJSON("tokens_left", x.body)
 	x.body = limiter.AppendSeconds(x.body[:0], d.RetryAfter())

@@ -98,6 +98,21 @@ func (d *Decision) AppendLimitName(dst []byte, s *LimitState) []byte {
 	return append(dst, s.Name...)
 }
 
+// AppendShadowDenied appends the names of the shadow limits that would have
+// refused, with commas between; nothing if there are none.
+func (d *Decision) AppendShadowDenied(dst []byte) []byte {
+	start := len(dst)
+	for i := range d.Limits {
+		if s := &d.Limits[i]; s.Shadow && s.Denied {
+			if len(dst) > start {
+				dst = append(dst, ',')
+			}
+			dst = d.AppendLimitName(dst, s)
+		}
+	}
+	return dst
+}
+
 // AppendPolicy appends the value of the RateLimit-Policy field
 // (draft-ietf-httpapi-ratelimit-headers): every limit but the shadows, its
 // capacity and how many seconds fill it.

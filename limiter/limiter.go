@@ -120,7 +120,10 @@ func (l *Limiter) spend(ctx context.Context, w *work, res *resource, req *Reques
 	w.spend.Cost, w.spend.IdempotencyTTL = req.Cost, l.config.IdempotencyTTL
 	d.Never = req.Cost > res.rules.smallest
 	if d.Never { // nothing can be spent, the levels are still of interest
-		w.spend.Cost, w.spend.IdempotencyKey = 0, nil
+		w.spend.Cost = 0
+	}
+	if w.spend.Cost == 0 { // nor is anything remembered where nothing is spent
+		w.spend.IdempotencyKey = nil
 	}
 	if err := l.store.Decide(ctx, &w.spend, d); err != nil {
 		return describe(err)

@@ -292,3 +292,14 @@ func TestDecisionIsUsedAgainWithoutTraces(t *testing.T) {
 		t.Errorf("the resource is %q: it was not copied", used.Resource())
 	}
 }
+
+func TestCostZeroRemembersNothing(t *testing.T) {
+	l := newTestedLimiter(t, searchConfig)
+	var d Decision
+	for _, cost := range []int64{0, 1, 0} {
+		req := Request{User: []byte("a"), Resource: []byte("read"), Cost: cost, IdempotencyKey: []byte("k")}
+		if err := l.Decide(&req, &d); err != nil || !d.Allowed || d.Replayed {
+			t.Errorf("cost %d: got %+v, %v", cost, d, err)
+		}
+	}
+}

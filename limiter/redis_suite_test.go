@@ -15,7 +15,7 @@ func openRedisSuite(t *testing.T, server *redisServer) testedStore {
 	t.Helper()
 	server.do(t, "FLUSHALL")
 	script := withClock(t, lua.Decide)
-	script = replaceOnce(t, script, "call('SET', key, value, 'PX', math.min(ms, 9007199254740))", "call('SET', key, value)")
+	script = replaceOnce(t, script, "call('SET', key, value, 'PX', life(debt, progress, n, p))", "call('SET', key, value)")
 	store := openRedis(t, RedisConfig{URL: "unix://" + server.socket, Timeout: 5 * time.Second}, script)
 	c := standingClock{server: server, redis: firstDay}
 	server.setClock(t, firstDay)
@@ -65,4 +65,29 @@ func (s *redisServer) moveBuckets(t *testing.T, by int64) {
 func TestRedisStore(t *testing.T) {
 	server := startRedis(t)
 	testStore(t, func(t *testing.T) testedStore { return openRedisSuite(t, server) })
+}
+
+// TestSlowerRateRefillsNothing makes a rate slower on a live bucket: the time to
+// live that the old rate gave it must not end the debt.
+func TestSlowerRateRefillsNothing(t *testing.T) {
+	server := startRedis(t)
+	store := server.store(t)
+	fast := &Limit{Capacity: 100, Rate: rate("500/s")}
+	slow := &Limit{Capacity: 100, Rate: rate("1/h")}
+	if d, err := spendOne(store, "k", 100, fast); err != nil || !d.Allowed {
+		t.Fatalf("got %+v, %v", d, err)
+	}
+	if d, err := spendOne(store, "k", 100, slow); err != nil || d.Allowed {
+		t.Fatalf("got %+v, %v", d, err)
+	}
+	if ms := server.do(t, "PTTL", "k").(int64); ms < 60_000 {
+		t.Errorf("the bucket lives for %d ms, though it takes hours to fill", ms)
+	}
+	// A faster rate shortens it with the next charge only; a refusal never does.
+	if _, err := spendOne(store, "k", 100, &Limit{Capacity: 100, Rate: rate("1/s")}); err != nil {
+		t.Fatal(err)
+	}
+	if ms := server.do(t, "PTTL", "k").(int64); ms < 600_000 {
+		t.Errorf("a refusal has shortened the life to %d ms", ms)
+	}
 }

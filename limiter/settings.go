@@ -21,7 +21,7 @@ const MaxReason = 256
 // Override is what holds for one user instead of a resource's limits. It is
 // one of: a limit of its own, Exempt, or Block.
 type Override struct {
-	User string `json:"user_id"`
+	User string `json:"user_id,omitempty"`
 	// Resource is the resource it is for; "" for all, which a limit can't be.
 	Resource   string `json:"resource,omitempty"`
 	Capacity   int64  `json:"capacity,omitempty"` // tokens

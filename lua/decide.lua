@@ -16,8 +16,8 @@
 --
 -- Bucket: '>I4I7' debt in whole tokens, and the moment in microseconds at which that was exact;
 -- and '>I4' frac only if that moment is frac/n microseconds later. Its time to live is the time
--- to full, in ms rounded up (a ms more where that takes numbers above 2^53): no key, full bucket. (A rate that becomes slower counts from the next
--- charge: until then the key lives for the time that the old rate needs.) Record: the cost in decimal.
+-- to full, in ms rounded up (a ms more where that takes numbers above 2^53): no key, full bucket. A rate that became
+-- slower lengthens it with the next charge or refusal; a bucket that nobody asks lives for the time of the old rate. Record: the cost in decimal.
 --
 -- Measured on Redis 7.0.15, 2 cores, 1,000,000 buckets of users with ids of 20 bytes (keys like
 -- r8:{u:01234567890123456789}:read): used_memory per bucket, and usec_per_call of EVALSHA when a bucket is created, charged again, refused.
@@ -72,15 +72,20 @@ local function level(value, now, n, p)
   return debt, progress, false
 end
 
+-- The time to full in ms, rounded up.
+local function life(debt, progress, n, p)
+  local missing = debt * p - progress
+  local ms = math.ceil(missing / n / 1000)
+  if missing >= TWO53 then ms = ms + 1 end -- it was rounded: better a millisecond late than early
+  return math.min(ms, 9007199254740)
+end
+
 local function write(key, now, debt, progress, n, p)
   local back = math.ceil(progress / n) -- so long ago, progress was 0
   local frac = back * n - progress
   local value = pack('>I4I7', debt, now - back)
   if frac > 0 then value = value .. pack('>I4', frac) end
-  local missing = debt * p - progress
-  local ms = math.ceil(missing / n / 1000)
-  if missing >= TWO53 then ms = ms + 1 end -- it was rounded: better a millisecond late than early
-  call('SET', key, value, 'PX', math.min(ms, 9007199254740))
+  call('SET', key, value, 'PX', life(debt, progress, n, p))
 end
 
 local time = redis.call('TIME')
@@ -110,7 +115,8 @@ local answer = status
 for i = 1, limits do
   local charge = status == 'A' and cost > 0 and not refused[i]
   if charge then debts[i] = debts[i] + cost end
-  if charge or moved[i] then write(KEYS[i], now, debts[i], progresses[i], ns[i], ps[i]) end
+  if charge or moved[i] then write(KEYS[i], now, debts[i], progresses[i], ns[i], ps[i])
+  elseif refused[i] then call('PEXPIRE', KEYS[i], life(debts[i], progresses[i], ns[i], ps[i]), 'GT') end
   answer = answer .. pack('>BI4i8', refused[i] and 1 or 0, debts[i], progresses[i])
 end
 if record and status == 'A' then call('SET', record, string.format('%.0f', cost), 'PX', ttl) end

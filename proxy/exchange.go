@@ -56,6 +56,9 @@ func (x *exchange) serve() bool {
 	if err := x.receive(); err != nil {
 		return x.refuse(err)
 	}
+	if err := x.proxy.router.checkMatched(&x.request); err != nil {
+		return x.refuse(err)
+	}
 	found, err := x.proxy.router.resolve(&x.request)
 	if err != nil {
 		return x.refuse(err)
@@ -94,8 +97,11 @@ func (x *exchange) receive() error {
 	default:
 		return &badRequest{"only HTTP/1.1 and HTTP/1.0 are spoken here"}
 	}
-	if !isToken(r.method) {
+	switch {
+	case !isToken(r.method):
 		return &badRequest{"the method is no token"}
+	case string(r.method) == "CONNECT":
+		return errConnect
 	}
 	for _, step := range [...]func() error{x.parseFields, r.parseFraming, x.parseTarget, r.parseHost} {
 		if err := step(); err != nil {
@@ -135,9 +141,6 @@ var (
 )
 
 func (x *exchange) checkBody() error {
-	if string(x.request.method) == "CONNECT" {
-		return errConnect
-	}
 	if x.request.length > maxBodyBytes {
 		return errBodyTooLarge
 	}

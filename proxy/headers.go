@@ -126,8 +126,13 @@ func (x *exchange) appendHead(dst []byte) []byte {
 	return append(appendFraming(dst, r), "\r\n"...)
 }
 
-// isOurs says whether appendHead writes the field itself, or answers it.
+// isOurs says whether appendHead writes the field itself, or answers it. So it
+// does with names in which an underscore stands for a dash: to CGI and WSGI servers
+// they are the same field.
 func isOurs(name []byte) bool {
+	if bytes.IndexByte(name, '_') >= 0 {
+		return looksForwarded(name)
+	}
 	switch len(name) {
 	case 4:
 		return equalFold(name, "Host")
@@ -135,6 +140,18 @@ func isOurs(name []byte) bool {
 		return equalFold(name, "Expect")
 	case 15:
 		return equalFold(name, "X-Forwarded-For")
+	}
+	return false
+}
+
+// looksForwarded says whether a name with underscores reads as one of the
+// forwarding fields.
+func looksForwarded(name []byte) bool {
+	dashed := bytes.ReplaceAll(name, []byte("_"), []byte("-"))
+	for _, ours := range [...]string{"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Request-Id"} {
+		if equalFold(dashed, ours) {
+			return true
+		}
 	}
 	return false
 }

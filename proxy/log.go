@@ -30,18 +30,29 @@ func (x *exchange) record() {
 func (x *exchange) event() *zerolog.Event {
 	o := &x.proxy.options
 	denied := x.status >= 400 && (!x.decided || !x.decision.Allowed || x.cause != nil)
-	if o.LogRequests == LogNone || o.LogRequests == LogDenied && !denied {
+	trouble := x.status >= 500 && x.cause != nil
+	switch {
+	case trouble && (o.LogRequests != LogNone || x.proxy.isNews(x.start)):
+		return o.Log.Warn()
+	case trouble, o.LogRequests == LogNone, o.LogRequests == LogDenied && !denied:
 		return nil
 	}
-	if x.status >= 500 && x.cause != nil {
-		return o.Log.Warn()
-	}
 	return o.Log.Info()
+}
+
+// isNews says whether trouble is to be logged although requests are not: once a
+// second, so that an outage is never silent.
+func (p *Proxy) isNews(at time.Time) bool {
+	last := p.lastTrouble.Load()
+	return at.UnixNano()-last >= int64(time.Second) && p.lastTrouble.CompareAndSwap(last, at.UnixNano())
 }
 
 func (x *exchange) describe(e *zerolog.Event, took time.Duration) {
 	r := &x.request
 	path := r.path
+	if len(x.id) == 0 {
+		x.name()
+	}
 	e.Bytes("request_id", logged(x.id)).Str("listener", "proxy").Bytes("method", logged(r.method)).Bytes("path", logged(path))
 	if r.route != nil {
 		e.Str("route", r.route.name)
@@ -78,6 +89,9 @@ func (x *exchange) describeDecision(e *zerolog.Event) {
 	if s := d.Binding(); s != nil {
 		x.body = d.AppendLimitName(x.body[:0], s)
 		e.Bytes("limit", logged(x.body))
+	}
+	if x.body = d.AppendShadowDenied(x.body[:0]); len(x.body) > 0 {
+		e.Bytes("shadow_denied", logged(x.body))
 	}
 	x.body = limiter.AppendTokens(x.body[:0], d.TokensLeft())
 	e.RawJSON("tokens_left", x.body)

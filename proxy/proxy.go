@@ -44,6 +44,8 @@ type Proxy struct {
 	server    *fasthttp.Server
 	exchanges sync.Pool
 	draining  atomic.Bool
+	// lastTrouble is when isNews said yes, in Unix nanoseconds.
+	lastTrouble atomic.Int64
 }
 
 // New builds a proxy from a configuration that Validate found no fault with.
@@ -210,17 +212,26 @@ func (p *Proxy) handleError(ctx *fasthttp.RequestCtx, err error) {
 	var timeout net.Error
 	switch {
 	case errors.As(err, &small):
-		x.problem(fasthttp.StatusRequestHeaderFieldsTooLarge, "the request head is larger than 16 KiB", err)
+		x.problem(fasthttp.StatusRequestHeaderFieldsTooLarge, "the request head is larger than 16 KiB", errHeadTooLong)
 	case errors.As(err, &timeout) && timeout.Timeout():
-		x.problem(fasthttp.StatusRequestTimeout, "the request did not arrive in time", err)
+		x.problem(fasthttp.StatusRequestTimeout, "the request did not arrive in time", errTooSlow)
 	default:
-		x.problem(fasthttp.StatusBadRequest, "the request can't be read as HTTP/1.1", err)
+		x.problem(fasthttp.StatusBadRequest, "the request can't be read as HTTP/1.1", errUnreadable)
 	}
 }
+
+// What fasthttp could not read, for the log: its own errors quote the client's
+// bytes, cookies and tokens among them.
+var (
+	errHeadTooLong = errors.New("request head over 16 KiB")
+	errTooSlow     = errors.New("time-out while reading the request")
+	errUnreadable  = errors.New("request is no HTTP/1.1")
+)
 
 func (p *Proxy) acquire(ctx *fasthttp.RequestCtx, conn *clientConn) *exchange {
 	x := p.exchanges.Get().(*exchange)
 	x.ctx, x.conn, x.start = ctx, conn, time.Now()
+	x.request.peer, x.request.client = conn.peer, conn.peer // for the log, until more is known
 	x.closing = p.draining.Load() || ctx.Request.Header.ConnectionClose() || !ctx.Request.Header.IsHTTP11()
 	return x
 }

@@ -179,7 +179,8 @@ func (r *request) parseHost() error {
 		return &badRequest{"the Host field is empty"}
 	}
 	name, ok := splitHost(r.hostport)
-	if !ok {
+	name = bytes.TrimSuffix(name, []byte(".")) // the same host, written as absolute
+	if !ok || len(name) == 0 || name[0] == '.' || bytes.HasSuffix(name, []byte(".")) {
 		return &badRequest{"the Host field is no host with an optional port"}
 	}
 	start := len(r.scratch)

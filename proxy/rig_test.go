@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,6 +23,7 @@ type rig struct {
 	addr string
 	up   *recorder
 	p    *Proxy
+	log  *logBuffer
 }
 
 // recorder is an upstream that keeps every request's bytes and sends scripted answers.
@@ -119,7 +121,8 @@ func newRig(t *testing.T, capacity int64, answer string) *rig {
 func startRig(t *testing.T, c Config, up *recorder, lim *limiter.Limiter) *rig {
 	t.Helper()
 	c.Validate(func(name string) int64 { return lim.Capacity([]byte(name)) }, func(path, problem string) { t.Fatalf("configuration: %s: %s", path, problem) })
-	p, err := New(c, Options{Limiter: lim, Log: zerolog.New(io.Discard)})
+	log := new(logBuffer)
+	p, err := New(c, Options{Limiter: lim, Log: zerolog.New(log)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +142,25 @@ func startRig(t *testing.T, c Config, up *recorder, lim *limiter.Limiter) *rig {
 			t.Errorf("serve: %v", err)
 		}
 	})
-	return &rig{addr: l.Addr().String(), up: up, p: p}
+	return &rig{addr: l.Addr().String(), up: up, p: p, log: log}
+}
+
+// logBuffer is a log that can be read while it is written.
+type logBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *logBuffer) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(line)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 func template(t *testing.T, text string) Template {

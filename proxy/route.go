@@ -108,6 +108,7 @@ type router struct {
 	exact    map[string]*pathNode
 	wildcard map[string]*pathNode // by what follows the star, ".example.com"
 	any      *pathNode
+	matched  []string // header fields that some route's match reads
 }
 
 // pathNode is the place in the tree of patterns that some segments lead to.
@@ -123,6 +124,11 @@ func newRouter() *router {
 }
 
 func (rt *router) add(r *route, host string) {
+	for _, h := range r.headers {
+		if !slices.Contains(rt.matched, h.name) {
+			rt.matched = append(rt.matched, h.name)
+		}
+	}
 	host = strings.ToLower(host)
 	root := rt.any
 	switch {
@@ -175,6 +181,26 @@ func (p *pathPattern) isTrailingSlash(i int) bool {
 		}
 	}
 	return true
+}
+
+// checkMatched refuses a request in which a field that decides about routes is
+// there twice, or is one that Connection takes away: the upstream would not see what
+// the decision was made on.
+func (rt *router) checkMatched(r *request) error {
+	if len(rt.matched) == 0 {
+		return nil
+	}
+	dropped := nominatedBy(r.fields)
+	for _, name := range rt.matched {
+		value, err := r.header(name)
+		if err != nil {
+			return err
+		}
+		if value != nil && dropped.has([]byte(name)) {
+			return &badRequest{"Connection names the header field " + name}
+		}
+	}
+	return nil
 }
 
 // match is the first route in file order for r's host, method and fields and
