@@ -1,12 +1,8 @@
 package admin
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -61,10 +57,14 @@ func allShown(overrides []limiter.Override) []overrideState {
 // overrides answers GET /admin/overrides: all that are in force.
 func (s *Server) overrides(x *exchange) {
 	if x.takesNoParams() {
-		x.answerJSON(struct {
-			Overrides []overrideState `json:"overrides"`
-		}{allShown(s.Limiter.Overrides(""))})
+		x.answerOverrides(s.Limiter.Overrides(""))
 	}
+}
+
+func (x *exchange) answerOverrides(overrides []limiter.Override) {
+	x.answerJSON(struct {
+		Overrides []overrideState `json:"overrides"`
+	}{allShown(overrides)})
 }
 
 // putOverride answers PUT /admin/user/{user_id}/override.
@@ -119,7 +119,7 @@ func (s *Server) deleteOverride(x *exchange) {
 	ctx, cancel := x.fleetContext()
 	defer cancel()
 	if x.changed(s.Limiter.DropOverrides(ctx, user, resource, s.actor(x)), "this user has no such override") {
-		x.answerJSON(userState{UserID: user, Resources: []bucketState{}, Overrides: allShown(s.Limiter.Overrides(user))})
+		x.answerOverrides(s.Limiter.Overrides(user))
 	}
 }
 
@@ -137,7 +137,7 @@ func (s *Server) reset(x *exchange) {
 		x.answerJSON(struct {
 			UserID string   `json:"user_id"`
 			Reset  []string `json:"reset"` // resources whose buckets are full now
-		}{user, names})
+		}{user, append([]string{}, names...)}) // never null
 	}
 }
 
@@ -234,23 +234,6 @@ func (x *exchange) resourceParam() (resource string, err error) {
 	return resource, err
 }
 
-// readJSON reads the body strictly into v.
-func (x *exchange) readJSON(v any) error {
-	kind, _, _ := strings.Cut(string(x.ctx.Request.Header.ContentType()), ";")
-	if !strings.EqualFold(strings.TrimSpace(kind), "application/json") {
-		return errors.New("send the body as Content-Type: application/json")
-	}
-	in := json.NewDecoder(bytes.NewReader(x.ctx.Request.Body()))
-	in.DisallowUnknownFields()
-	if err := in.Decode(v); err != nil {
-		return fmt.Errorf("read the body: %s", strings.TrimPrefix(err.Error(), "json: "))
-	}
-	if _, err := in.Token(); err != io.EOF {
-		return errors.New("read the body: something follows the JSON object")
-	}
-	return nil
-}
-
 // refused answers 400 if there is an error.
 func (x *exchange) refused(err error) bool {
 	if err != nil {
@@ -268,7 +251,7 @@ func (x *exchange) changed(err error, nothing string) bool {
 	case errors.Is(err, limiter.ErrNothing):
 		x.refuse(fasthttp.StatusNotFound, nothing)
 	case errors.Is(err, limiter.ErrTooMany):
-		x.refuse(fasthttp.StatusConflict, err.Error())
+		x.refuse(fasthttp.StatusConflict, limiter.ErrTooMany.Error())
 	default:
 		x.storeTrouble(err)
 	}
