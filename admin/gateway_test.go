@@ -35,6 +35,7 @@ type setup struct {
 	store       limiter.Store
 	logRequests string
 	metrics     []func(io.Writer)
+	shown       any // Deps.Config
 }
 
 // frozen are limits that gain nothing a test could see: 1 token in 30 days.
@@ -66,7 +67,7 @@ func newGateway(t testing.TB, s setup) *gateway {
 	t.Cleanup(func() { _ = l.Close() })
 	log := new(syncBuffer)
 	return &gateway{
-		Server: New(s.config, Deps{Limiter: l, Log: zerolog.New(log), LogRequests: s.logRequests, Metrics: s.metrics, Version: "1.2.3"}),
+		Server: New(s.config, Deps{Limiter: l, Log: zerolog.New(log), LogRequests: s.logRequests, Metrics: s.metrics, Config: s.shown, Version: "1.2.3"}),
 		log:    log,
 	}
 }
@@ -156,7 +157,7 @@ func field(answer, name string) string {
 }
 
 // eventually polls until ok, at most for five seconds.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(5 * time.Second); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
