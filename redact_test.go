@@ -3,56 +3,125 @@ package main
 import (
 	"encoding/json"
 	"strings"
+	"syscall"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
-func TestShownConfigurationHasNoSecrets(t *testing.T) {
-	var c = defaultConfig()
-	_, problems := decodeYAML([]byte(`
+// secretive is a configuration with a secret in every place that can hold one.
+// Each of them contains "sesame".
+const secretive = `
 proxy:
   listen: ":8080"
   trusted_proxies: [10.0.0.0/8]
-  upstreams: {api: {targets: ["http://10.0.0.5:9000"], idle_timeout: 3s}}
-  routes: [{name: all, match: {headers: {X-Key: hush-1, X-Any: "*"}}, user_id: ["{header.X-Key|sha256}"], upstream: api}]
+  upstreams: {api: {targets: ["http://127.0.0.1:9000"], connect_timeout: 2s}}
+  routes:
+    - name: partner
+      match: {host: api.example.com, path: "/v1/{id}", methods: [GET], headers: {X-Partner-Key: sesame-route, X-Present: "*"}}
+      user_id: ["{header.X-User-Id}"]
+      upstream: api
+    - {name: other, match: {headers: {Authorization: "Basic sesame-basic"}}, upstream: api}
 limiter:
-  resources: {read: {capacity: 9, refill_rate: 2/s}}
-  redis: {url: "redis://ann:hush-2@10.0.0.9:6379/1"}
-admin: {token: hush-3-hush-3-hush-3, allow_token: hush-4-hush-4-hush-4}
-`), noEnv, &c)
-	if len(problems) > 0 {
-		t.Fatal(problems)
+  resources:
+    read: {capacity: 100, refill_rate: 50/s}
+    search: {limits: [{name: burst, capacity: 20, refill_rate: 0.5/m}]}
+  redis: {url: "redis://gateway:p%2Fsesame-redis@10.0.0.9:6379/3", timeout: 40ms}
+admin: {listen: ":8000", token: sesame-admin-token-1, allow_token: sesame-allow-token-1}
+`
+
+func redactedText(t *testing.T, text string) string {
+	t.Helper()
+	c := defaultConfig()
+	if _, problems := decodeYAML([]byte(text), noEnv, &c); len(problems) > 0 {
+		t.Fatalf("%v in %s", problems, text)
 	}
-	text, err := json.Marshal(redacted(&c))
+	c.validate(func(path, problem string) { t.Errorf("%s: %s", path, problem) })
+	shown, err := json.MarshalIndent(redacted(&c), "", "  ")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if strings.Contains(string(text), "hush") {
-		t.Errorf("a secret is shown: %s", text)
+	return string(shown)
+}
+
+func TestNoSecretOfAFullConfigurationIsShown(t *testing.T) {
+	shown := redactedText(t, secretive)
+	if i := strings.Index(shown, "sesame"); i >= 0 {
+		t.Errorf("a secret is shown: %s", shown[max(0, i-100):min(len(shown), i+100)])
 	}
-	for _, want := range []string{
-		`"listen":":8080"`, `"trusted_proxies":["10.0.0.0/8"]`, `"idle_timeout":"3s"`, `"X-Any":"*"`, `"X-Key":"(hidden)"`,
-		`"user_id":["{header.X-Key|sha256}"]`, `"refill_rate":"2/s"`, `"url":"redis://ann:hidden@10.0.0.9:6379/1"`, `"token":"(hidden)"`,
+	if n := strings.Count(shown, hidden); n != 4 {
+		t.Errorf("%d secrets are hidden, want 4: two tokens and two header values", n)
+	}
+	for _, text := range []string{
+		`"token": "(hidden)"`, `"allow_token": "(hidden)"`, `"X-Partner-Key": "(hidden)"`, `"Authorization": "(hidden)"`,
+		`"url": "redis://gateway:hidden@10.0.0.9:6379/3"`,
 	} {
-		if !strings.Contains(string(text), want) {
-			t.Errorf("%s is not in %s", want, text)
+		if !strings.Contains(shown, text) {
+			t.Errorf("there is no %s in %s", text, shown)
 		}
-	}
-	bare := defaultConfig()
-	text, _ = json.Marshal(redacted(&bare))
-	if !strings.Contains(string(text), `"token":""`) || !strings.Contains(string(text), `"redis":null`) {
-		t.Errorf("got %s", text)
 	}
 }
 
-func TestShownURLHasNoPassword(t *testing.T) {
+func TestWhatIsNoSecretIsShownAsInTheFile(t *testing.T) {
+	shown := redactedText(t, secretive)
+	for _, text := range []string{
+		`"listen": ":8080"`, `"10.0.0.0/8"`, `"http://127.0.0.1:9000"`, `"connect_timeout": "2s"`, `"name": "partner"`, `"host": "api.example.com"`,
+		`"path": "/v1/{id}"`, `"X-Present": "*"`, `"{header.X-User-Id}"`, `"refill_rate": "50/s"`, `"refill_rate": "0.5/m"`, `"capacity": 100`,
+		`"timeout": "40ms"`, `"idempotency_ttl": "1m0s"`, `"level": "info"`, `"ipv6_prefix": 64`,
+	} {
+		if !strings.Contains(shown, text) {
+			t.Errorf("there is no %s in %s", text, shown)
+		}
+	}
+	var sections map[string]any
+	if err := json.Unmarshal([]byte(redactedText(t, "log: {level: info}")), &sections); err != nil {
+		t.Fatal(err)
+	}
+	var admin any = map[string]any{"listen": "127.0.0.1:8000", "token": "", "allow_token": ""}
+	if diff := cmp.Diff(admin, sections["admin"]); diff != "" {
+		t.Errorf("an empty token is shown as empty, for it guards nothing (-want +got):\n%s", diff)
+	}
+	redis := sections["limiter"].(map[string]any)["redis"]
+	if len(sections) != 4 || redis != nil {
+		t.Errorf("got sections %v and redis %v", sections, redis)
+	}
+}
+
+func TestPasswordOfEveryKindOfRedisURLIsHidden(t *testing.T) {
 	for url, want := range map[string]string{
-		"redis://10.0.0.9:6379":            "redis://10.0.0.9:6379",
-		"redis://:hush@10.0.0.9":           "redis://:hidden@10.0.0.9",
-		"unix://u:hush@/run/redis.sock":    "unix://u:hidden@/run/redis.sock",
-		"redis://u:hu%zzsh@10.0.0.9:6379/": hidden,
+		"redis://:sesame@h:1/0":           "redis://:hidden@h:1/0",
+		"redis://u:@h:1/0":                "redis://u:hidden@h:1/0",
+		"redis://h:1/0":                   "redis://h:1/0",
+		"unix://u:sesame@/run/redis.sock": "unix://u:hidden@/run/redis.sock",
+		"unix:///run/redis.sock?db=2":     "unix:///run/redis.sock?db=2",
+		"redis://u:ses%ame@h":             hidden, // no URL, so that nobody knows where the password is
+		"redis://u:a@sesame@h:1/0":        "redis://u:hidden@h:1/0",
+		"redis://u:pass word sesame@h:1":  hidden,
+		"redis://u:sesame\x00@h":          hidden,
 	} {
 		if got := redactURL(url); got != want {
-			t.Errorf("got %s, want %s", got, want)
+			t.Errorf("%q: got %q, want %q", url, got, want)
 		}
+	}
+}
+
+// The program shows what redacted returns: no more, and under the same names.
+func TestServedConfigurationHoldsNoSecret(t *testing.T) {
+	socket, _ := startRedis(t)
+	s := start(t, `
+proxy:
+  listen: "127.0.0.1:0"
+  upstreams: {api: {targets: ["echo:"]}}
+  routes: [{name: partner, match: {headers: {X-Partner-Key: sesame-route}}, upstream: api}]
+limiter: {redis: {url: "unix://`+socket+`"}}
+admin: {listen: "127.0.0.1:0", allow_token: sesame-allow-token-1}
+`)
+	resp, shown := ask(t, s.control+"/admin/config")
+	if resp.StatusCode != 200 || strings.Contains(shown, "sesame") || !strings.Contains(shown, `"allow_token":"(hidden)"`) || !strings.Contains(shown, socket) {
+		t.Errorf("got %d %s", resp.StatusCode, shown)
+	}
+	s.signals <- syscall.SIGTERM
+	if code := <-s.exit; code != exitFine {
+		t.Errorf("exit code %d, want 0", code)
 	}
 }

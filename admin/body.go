@@ -61,6 +61,9 @@ func checkNames(in *json.Decoder) error {
 			}
 			continue
 		}
+		if token == nil {
+			return errors.New("read the body: null is no value: leave the field out")
+		}
 		at.named = false
 		switch token {
 		case json.Delim('{'):

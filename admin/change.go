@@ -147,6 +147,10 @@ func (s *Server) putLimits(x *exchange) {
 	if !ok || !x.takesNoParams() {
 		return
 	}
+	if len(resource) > limiter.MaxName {
+		x.refuse(fasthttp.StatusBadRequest, fmt.Sprintf("the resource is longer than %d bytes", limiter.MaxName))
+		return
+	}
 	var c limiter.ResourceConfig
 	err := x.readJSON(&c)
 	if err == nil {

@@ -35,8 +35,7 @@ type setup struct {
 	store       limiter.Store
 	logRequests string
 	metrics     []func(io.Writer)
-	settings    any  // what /admin/config shows
-	started     bool // the limiter keeps up with its fleet
+	shown       any // Deps.Config
 }
 
 // frozen are limits that gain nothing a test could see: 1 token in 30 days.
@@ -65,15 +64,10 @@ func newGateway(t testing.TB, s setup) *gateway {
 		s.store = limiter.NewMemoryStore()
 	}
 	l := limiter.New(s.limits, s.store)
-	if s.started {
-		if err := l.Start(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-	}
 	t.Cleanup(func() { _ = l.Close() })
 	log := new(syncBuffer)
 	return &gateway{
-		Server: New(s.config, Deps{Limiter: l, Log: zerolog.New(log), LogRequests: s.logRequests, Metrics: s.metrics, Config: s.settings, Version: "1.2.3"}),
+		Server: New(s.config, Deps{Limiter: l, Log: zerolog.New(log), LogRequests: s.logRequests, Metrics: s.metrics, Config: s.shown, Version: "1.2.3"}),
 		log:    log,
 	}
 }
@@ -163,7 +157,7 @@ func field(answer, name string) string {
 }
 
 // eventually polls until ok, at most for five seconds.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(5 * time.Second); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {

@@ -88,13 +88,13 @@ func (s *Server) isNoPage(x *exchange, what string) bool {
 
 // demand lets pass who knows the token of g; wrong ones wait for their answer.
 func (s *Server) demand(g *guard, x *exchange) bool {
+	if g.knows(x) {
+		return true
+	}
 	if s.guesses.crowded(x.peer) {
 		x.ctx.Response.Header.Set(fasthttp.HeaderRetryAfter, "1")
 		x.refuse(fasthttp.StatusTooManyRequests, "too many wrong tokens from this address: wait before the next")
 		return false
-	}
-	if g.knows(x) {
-		return true
 	}
 	s.guesses.slowDown(x.peer, s.stop)
 	x.ctx.Response.Header.SetCanonical([]byte("WWW-Authenticate"), []byte("Bearer"))

@@ -16,8 +16,8 @@ const (
 
 // guesses slows down those who try out tokens, by address, in buckets like any
 // other. A right token never waits, or a guesser could lock everyone out that
-// comes from the same address; only while maxGuessers are waiting are the tokens
-// of an address that has none left not looked at.
+// comes from the same address; while maxGuessers are waiting, the wrong ones of an
+// address that has none left are refused at once.
 type guesses struct {
 	limiter *limiter.Limiter
 	waiting *atomic.Int64
@@ -30,7 +30,7 @@ func newGuesses() guesses {
 	return guesses{limiter.New(c, limiter.NewMemoryStore()), new(atomic.Int64)}
 }
 
-// crowded says that a token from peer is not to be looked at.
+// crowded says that there is no room for another of peer to wait.
 func (g guesses) crowded(peer netip.Addr) bool {
 	return g.waiting.Load() >= maxGuessers && g.ask(peer, 0).TokensLeft() < 1
 }

@@ -1,12 +1,8 @@
 package admin
 
 import (
-	"bytes"
 	"fmt"
-	"math/rand/v2"
-	"net/netip"
-	"runtime"
-	"slices"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -14,152 +10,170 @@ import (
 	"time"
 )
 
-func TestWrongTokensWaitAndRightOnesDoNot(t *testing.T) {
+// local is a peer on this machine.
+var local = peerAt("127.0.0.1")
+
+func peerAt(ip string) net.Addr { return &net.TCPAddr{IP: net.ParseIP(ip)} }
+
+// pipeFrom is pipe from an address of the test's choice.
+func (g *gateway) pipeFrom(t *testing.T, peer net.Addr, raw string) string {
+	t.Helper()
+	client, server := net.Pipe()
+	go func() { _ = g.http.ServeConn(connFrom{server, peer}); _ = server.Close() }()
+	return talk(t, client, raw)
+}
+
+// inBubble runs test on a gateway that has both tokens, where time is made up.
+func inBubble(t *testing.T, test func(t *testing.T, g *gateway)) {
+	t.Helper()
+	start(t, setup{}).do(t, "GET", "/livez") // fasthttp's clock must start outside the bubble
 	synctest.Test(t, func(t *testing.T) {
-		g, stop := newGuesses(), make(chan struct{})
-		attacker, other := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
-		began := time.Now()
-		for range freeGuesses {
-			g.slowDown(attacker, stop)
+		test(t, newGateway(t, setup{config: Config{Token: adminToken, AllowToken: allowToken}}))
+	})
+}
+
+// guess sends a token from peer and returns the answer and how long it took.
+func (g *gateway) guess(t *testing.T, peer net.Addr, token string) (answer string, took time.Duration) {
+	t.Helper()
+	began := time.Now()
+	answer = g.pipeFrom(t, peer, request("GET", "/admin/stats", "Authorization: Bearer "+token))
+	return answer, time.Since(began)
+}
+
+func TestEleventhWrongTokenWaitsASecondAndARightOneDoesNot(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *gateway) {
+		for i := range freeGuesses {
+			if answer, took := g.guess(t, local, fmt.Sprint("wrong", i)); answer[9:12] != "401" || took != 0 {
+				t.Errorf("guess %d: got %.12q after %v, want 401 at once", i+1, answer, took)
+			}
 		}
-		if took := time.Since(began); took != 0 {
-			t.Errorf("the first wrong tokens waited %v", took)
+		if answer, took := g.guess(t, local, "wrong"); answer[9:12] != "401" || took != guessPause {
+			t.Errorf("the eleventh: got %.12q after %v, want 401 after %v", answer, took, guessPause)
 		}
-		var all sync.WaitGroup
-		for range maxGuessers {
-			all.Go(func() { g.slowDown(attacker, stop) })
+		// A second brought one token back: the twelfth is free, the next waits.
+		var waiting sync.WaitGroup
+		for range 5 {
+			waiting.Go(func() { g.guess(t, local, "wrong") })
 		}
 		synctest.Wait()
-		if !g.crowded(attacker) || g.crowded(other) {
-			t.Errorf("crowded: %v for the attacker, %v for another", g.crowded(attacker), g.crowded(other))
+		if n := g.guesses.waiting.Load(); n != 4 {
+			t.Errorf("%d guesses are waiting, want 4", n)
 		}
-		all.Wait()
-		if took := time.Since(began); took != guessPause {
-			t.Errorf("wrong tokens waited %v, want %v", took, guessPause)
+		if answer, took := g.guess(t, local, adminToken); answer[9:12] != "200" || took != 0 {
+			t.Errorf("the right one: got %.12q after %v, want 200 at once", answer, took)
 		}
-		if g.crowded(attacker) {
-			t.Error("crowded with nobody waiting")
-		}
-		all.Go(func() { g.slowDown(attacker, stop) })
-		synctest.Wait()
-		close(stop)
-		all.Wait()
-		if took := time.Since(began); took != guessPause {
-			t.Errorf("a shutdown waits for a guesser: %v", took)
+		waiting.Wait()
+	})
+}
+
+func TestAddressesGuessForThemselves(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *gateway) {
+		for _, c := range []struct{ guesser, other, same string }{
+			{"192.0.2.1", "192.0.2.2", "192.0.2.1"},
+			{"2001:db8::1", "2001:db8:0:1::1", "2001:db8::2"}, // a site's IPv6 addresses are one
+		} {
+			for range freeGuesses {
+				g.guess(t, peerAt(c.guesser), "wrong")
+			}
+			if _, took := g.guess(t, peerAt(c.other), "wrong"); took != 0 {
+				t.Errorf("%s: answered after %v, want at once", c.other, took)
+			}
+			if _, took := g.guess(t, peerAt(c.same), "wrong"); took != guessPause {
+				t.Errorf("%s: answered after %v, want %v", c.same, took, guessPause)
+			}
 		}
 	})
 }
 
-func TestIPv6GuessersOfOneSiteAreOne(t *testing.T) {
-	g := newGuesses()
-	for i := range freeGuesses {
-		g.ask(netip.MustParseAddr(fmt.Sprintf("2001:db8::%x", i)), 1)
-	}
-	if g.ask(netip.MustParseAddr("2001:db8::ffff:1"), 1).Allowed {
-		t.Error("another address of the same /64 may go on")
-	}
-	if !g.ask(netip.MustParseAddr("2001:db8:0:1::1"), 1).Allowed {
-		t.Error("another site has to wait")
-	}
+func TestGuessesAtBothDoorsAreCountedTogetherAndComeBack(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *gateway) {
+		wrong := request("POST", "/allow?user_id=a", "Authorization: Bearer wrong")
+		for range freeGuesses {
+			g.pipeFrom(t, local, wrong)
+		}
+		if _, took := g.guess(t, local, "wrong"); took != guessPause {
+			t.Errorf("answered after %v, want %v", took, guessPause)
+		}
+		time.Sleep(freeGuesses * time.Second)
+		for i := range freeGuesses {
+			if _, took := g.guess(t, local, "wrong"); took != 0 {
+				t.Errorf("guess %d after ten seconds of peace: answered after %v, want at once", i+1, took)
+			}
+		}
+	})
 }
 
-func TestRightTokenIsAnsweredWhileOthersWait(t *testing.T) {
+func TestCrowdOfGuessersIsTurnedAway(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *gateway) {
+		for range freeGuesses {
+			g.guess(t, local, "wrong")
+		}
+		var waiting sync.WaitGroup
+		for range maxGuessers {
+			waiting.Go(func() {
+				if answer, took := g.guess(t, local, "wrong"); answer[9:12] != "401" || took != guessPause {
+					t.Errorf("in the crowd: got %.12q after %v", answer, took)
+				}
+			})
+		}
+		synctest.Wait()
+		for _, token := range []string{"wrong", adminToken} {
+			answer, took := g.guess(t, local, token)
+			if answer[9:12] != "429" || took != 0 || field(answer, "Retry-After") != "1" || !strings.HasSuffix(answer, `{"error":"too many wrong tokens from this address: wait before the next"}`) {
+				t.Errorf("%s: got %q after %v, want 429 at once", token, answer, took)
+			}
+		}
+		if answer, took := g.guess(t, peerAt("192.0.2.1"), adminToken); answer[9:12] != "200" || took != 0 {
+			t.Errorf("the right token from elsewhere: got %.12q after %v, want 200 at once", answer, took)
+		}
+		if answer := g.pipeFrom(t, local, request("GET", "/livez")); answer[9:12] != "200" {
+			t.Errorf("what takes no token: got %.12q, want 200", answer)
+		}
+		waiting.Wait()
+		if answer, _ := g.guess(t, local, adminToken); answer[9:12] != "200" {
+			t.Errorf("after the crowd: got %.12q, want 200", answer)
+		}
+	})
+}
+
+func TestShutdownDoesNotWaitForGuessers(t *testing.T) {
+	inBubble(t, func(t *testing.T, g *gateway) {
+		for range freeGuesses {
+			g.guess(t, local, "wrong")
+		}
+		took := make(chan time.Duration, 1)
+		go func() {
+			_, d := g.guess(t, local, "wrong")
+			took <- d
+		}()
+		synctest.Wait()
+		if err := g.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if d := <-took; d >= guessPause {
+			t.Errorf("the guesser was answered after %v, want at once", d)
+		}
+	})
+}
+
+// The same once with real sockets and real time.
+func TestWrongTokensAreSlowOnTheWire(t *testing.T) {
 	g := start(t, setup{config: Config{Token: adminToken}})
-	wrong := func() { g.do(t, "GET", "/admin/stats", "Authorization: Bearer wrong") }
 	for range freeGuesses {
-		wrong()
+		g.do(t, "GET", "/admin/stats")
 	}
+	answered := make(chan time.Duration, 1)
+	go func() {
+		began := time.Now()
+		g.do(t, "GET", "/admin/stats")
+		answered <- time.Since(began)
+	}()
+	eventually(t, "the guess waits", func() bool { return g.guesses.waiting.Load() == 1 })
 	began := time.Now()
-	var guesser sync.WaitGroup
-	guesser.Go(wrong)
-	eventually(t, "a guesser waits", func() bool { return g.guesses.waiting.Load() == 1 })
-	if status, body := g.do(t, "GET", "/admin/stats", "Authorization: Bearer "+adminToken); status != "200" {
-		t.Errorf("got %s %s", status, body)
+	if status, _ := g.do(t, "GET", "/admin/stats", "Authorization: Bearer "+adminToken); status != "200" || time.Since(began) > guessPause/2 {
+		t.Errorf("the right token: got %s after %v", status, time.Since(began))
 	}
-	if g.guesses.waiting.Load() != 1 {
-		t.Error("the right token waited as long as the wrong one")
+	if took := <-answered; took < guessPause/2 {
+		t.Errorf("the wrong token was answered after %v, want about %v", took, guessPause)
 	}
-	guesser.Wait()
-	if took := time.Since(began); took < guessPause {
-		t.Errorf("the wrong token waited only %v", took)
-	}
-	g.guesses.waiting.Store(maxGuessers)
-	defer g.guesses.waiting.Store(0)
-	answer := g.send(t, request("GET", "/admin/stats", "Authorization: Bearer "+adminToken))
-	if answer[9:12] == "429" && field(answer, "Retry-After") != "1" {
-		t.Errorf("got %s", answer)
-	}
-}
-
-func TestNoCORS(t *testing.T) {
-	g := start(t, setup{})
-	for _, target := range []string{"/admin/stats", "/allow?user_id=a", "/admin/user/a/reset"} {
-		answer := g.send(t, request("OPTIONS", target, "Origin: https://evil.example", "Access-Control-Request-Method: POST"))
-		if status := answer[9:12]; status != "405" && status != "403" || strings.Contains(answer, "Access-Control") {
-			t.Errorf("%s: got %s", target, answer)
-		}
-		for _, method := range []string{"POST", "PUT", "DELETE"} {
-			if answer := g.send(t, request(method, target, "Origin: https://evil.example")); answer[9] != '4' {
-				t.Errorf("%s %s from a web page: got %s", method, target, answer)
-			}
-		}
-	}
-}
-
-// TestFloodAddsNoSeriesAndNoMemory sends what strangers can: any path, method,
-// user and token.
-func TestFloodAddsNoSeriesAndNoMemory(t *testing.T) {
-	g := start(t, setup{config: Config{Token: adminToken, AllowToken: allowToken}, started: true})
-	g.strangers = true
-	flood := func(n int) {
-		r := rand.New(rand.NewPCG(1, uint64(n)))
-		for range n {
-			word := fmt.Sprintf("%x", r.Uint64())
-			switch r.IntN(4) {
-			case 0:
-				g.do(t, "GET", "/"+word)
-			case 1:
-				g.do(t, strings.ToUpper("x"+word), "/admin/user/"+word)
-			case 2:
-				g.do(t, "POST", "/allow?resource="+word+"&user_id="+word, "Authorization: Bearer "+word)
-			default:
-				g.do(t, "PUT", "/admin/resources/"+word, "X-Request-Id: "+word)
-			}
-		}
-	}
-	flood(200)
-	g.log.mu.Lock()
-	g.log.b = bytes.Buffer{}
-	g.log.mu.Unlock()
-	before, heap := g.series(t), heapInUse()
-	flood(3000)
-	g.log.mu.Lock() // the log that the test keeps is not the gateway's memory
-	g.log.b = bytes.Buffer{}
-	g.log.mu.Unlock()
-	if after := g.series(t); !slices.Equal(before, after) {
-		t.Errorf("series before: %d, after: %d", len(before), len(after))
-	}
-	if grown := heapInUse() - heap; grown > 4<<20 {
-		t.Errorf("the heap grew by %d bytes", grown)
-	}
-}
-
-// series are the names, with labels, of all that /metrics shows.
-func (g *gateway) series(t *testing.T) (names []string) {
-	t.Helper()
-	_, body := g.do(t, "GET", "/metrics")
-	for line := range strings.SplitSeq(body, "\n") {
-		if name, _, ok := strings.Cut(line, " "); ok && !strings.HasPrefix(line, "#") {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names
-}
-
-func heapInUse() int64 {
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
 }

@@ -64,7 +64,7 @@ func (s *Server) stats(x *exchange) {
 
 // topOffenders answers who was denied most in a window of time.
 func (s *Server) topOffenders(x *exchange) {
-	n, window, bucket := defaultTopN, defaultWindow, limiter.Bucketings[0].Name
+	n, window, bucket := defaultTopN, defaultWindow, ""
 	err := x.params(map[string]func(string) error{
 		"top_n":  setTopN(&n),
 		"window": func(v string) error { window = v; return nil },
@@ -85,7 +85,7 @@ func (s *Server) topOffenders(x *exchange) {
 		x.storeTrouble(err)
 		return
 	}
-	x.answerJSON(topOffenders{window, bucket, listed(offenders)})
+	x.answerJSON(topOffenders{window, w.Bucket.Name, listed(offenders)})
 }
 
 func listed(offenders []limiter.Offender) []offender {
@@ -115,30 +115,36 @@ func setTopN(n *int) func(string) error {
 // windowUnits are the letters that a window may end in.
 var windowUnits = map[byte]time.Duration{'m': time.Minute, 'h': time.Hour, 'd': 24 * time.Hour}
 
-// parseWindow reads a window such as 15m, 6h or 7d, and the name of a bucket.
-func parseWindow(window, bucket string) (limiter.Window, error) {
-	var w limiter.Window
+// parseWindow reads a window such as 15m, 6h or 7d, and the name of a bucket; ""
+// is the shortest that goes back far enough.
+func parseWindow(window, bucket string) (w limiter.Window, err error) {
+	if w.Span, err = parseSpan(window); err != nil {
+		return w, err
+	}
 	for _, b := range limiter.Bucketings {
-		if b.Name == bucket {
+		if b.Name == bucket || bucket == "" && (w.Bucket.Name == "" || w.Span > w.Bucket.Longest()) {
 			w.Bucket = b
 		}
 	}
-	if w.Bucket.Name == "" {
+	switch {
+	case w.Bucket.Name == "":
 		return w, fmt.Errorf("bucket %s is unknown: write minute, hour or day", quote([]byte(bucket)))
+	case w.Span > w.Bucket.Longest():
+		return w, fmt.Errorf("window %s is longer than buckets of one %s are kept: at most %v; a longer bucket goes further back", window, w.Bucket.Name, w.Bucket.Longest())
 	}
+	return w, nil
+}
+
+func parseSpan(window string) (time.Duration, error) {
 	bad := fmt.Errorf("window %s is malformed: write a number and m, h or d, as in 15m, 6h or 7d", quote([]byte(window)))
 	if len(window) < 2 || windowUnits[window[len(window)-1]] == 0 {
-		return w, bad
+		return 0, bad
 	}
 	n, err := strconv.ParseUint(window[:len(window)-1], 10, 16)
 	if err != nil || n == 0 {
-		return w, bad
+		return 0, bad
 	}
-	w.Span = time.Duration(n) * windowUnits[window[len(window)-1]]
-	if w.Span > w.Bucket.Longest() {
-		return w, fmt.Errorf("window %s is longer than buckets of one %s are kept: at most %v; a longer bucket goes further back", window, bucket, w.Bucket.Longest())
-	}
-	return w, nil
+	return time.Duration(n) * windowUnits[window[len(window)-1]], nil
 }
 
 // params reads the query: each parameter at most once, and only those in known.

@@ -74,8 +74,9 @@ func (l Level) Bucket(now int64, r Rate) Bucket {
 	return Bucket{l.Debt, now - micros, micros*r.n - l.Progress}
 }
 
-// admits says whether cost tokens are there.
-func (l Level) admits(cost, capacity int64) bool { return l.Debt+cost <= capacity }
+// admits says whether cost tokens are there. A cost of 0 is, also where the debt
+// exceeds a capacity that has shrunk: it only asks for the state.
+func (l Level) admits(cost, capacity int64) bool { return cost == 0 || l.Debt+cost <= capacity }
 
 // Tokens is how many tokens are left, from 0 to capacity.
 func (l Level) Tokens(capacity int64, r Rate) float64 {

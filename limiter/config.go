@@ -3,12 +3,15 @@ package limiter
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
 const (
 	// maxLimits is how many limits a resource may have.
 	maxLimits = 16
+	// maxLimitName is how long a limit's name may be, in bytes.
+	maxLimitName = 64
 	// maxIdempotencyTTL keeps the memory that idempotency keys take bounded.
 	maxIdempotencyTTL = 7 * 24 * time.Hour
 )
@@ -150,8 +153,11 @@ func (c *ResourceConfig) validateLimits(path string, report func(path, problem s
 }
 
 func (c *LimitConfig) validate(path string, report func(path, problem string)) {
-	if c.Name == "" {
+	switch {
+	case c.Name == "":
 		report(path+".name", "is missing; each of several limits needs a name")
+	case len(c.Name) > maxLimitName || strings.ContainsFunc(c.Name, func(r rune) bool { return r < ' ' || r > '~' }):
+		report(path+".name", fmt.Sprintf("must be at most %d printable ASCII characters: it stands in fields of answers and in metrics", maxLimitName))
 	}
 	if _, ok := scopes[c.Per]; !ok {
 		report(path+".per", fmt.Sprintf("%q is unknown; write user or resource", c.Per))

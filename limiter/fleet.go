@@ -95,15 +95,15 @@ type Bucketing struct {
 	Users int
 }
 
-// Bucketings are all there are. While its time runs a bucket keeps
-// liveOffenders users.
+// Bucketings are all there are. While its time runs a bucket may have
+// liveOffenders users; then the fifth with the fewest denials is dropped.
 var Bucketings = [...]Bucketing{
 	{"minute", time.Minute, 6*60 + 1, 100},
 	{"hour", time.Hour, 7*24 + 1, 100},
 	{"day", 24 * time.Hour, 32, 200},
 }
 
-const liveOffenders = 1000
+const liveOffenders = 5000
 
 // Longest is the longest window that b can answer for.
 func (b Bucketing) Longest() time.Duration { return time.Duration(b.Keep-1) * b.Each }

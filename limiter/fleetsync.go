@@ -83,8 +83,11 @@ func (l *Limiter) keepUp(ctx context.Context) {
 	for flush := true; ; flush = !flush {
 		select {
 		case <-ctx.Done():
-			// What was counted since the last flush is not lost with us.
-			l.withFleet(func(ctx context.Context) error { _, err := l.flush(ctx); return err })
+			// What was counted and not yet sent is not lost with us.
+			l.withFleet(func(ctx context.Context) error {
+				_, err := l.flushWith(ctx, offenderShards*offendersPerShard)
+				return err
+			})
 			return
 		case <-l.sync.pending:
 			l.withFleet(l.refresh)
@@ -138,9 +141,14 @@ func (l *Limiter) refresh(ctx context.Context) error {
 // flush sends what was counted since the last one. What fails is lost, at most
 // a second of statistics.
 func (l *Limiter) flush(ctx context.Context) (version int64, err error) {
+	return l.flushWith(ctx, flushedOffenders)
+}
+
+// flushWith sends that many offenders at most.
+func (l *Limiter) flushWith(ctx context.Context, offenders int) (version int64, err error) {
 	l.sync.mu.Lock()
 	defer l.sync.mu.Unlock()
-	f := Figures{Gateway: l.sync.gateway, At: time.Now(), Offenders: l.offenders.take(flushedOffenders)}
+	f := Figures{Gateway: l.sync.gateway, At: time.Now(), Offenders: l.offenders.take(offenders)}
 	for name, res := range l.inForce.Load().resources {
 		f.Resources = l.sync.countSince(f.Resources, name, res.counts)
 	}

@@ -90,7 +90,9 @@ func (m *memoryFleet) addOffendersLocked(buckets map[int64]denials, b Bucketing,
 	for _, o := range f.Offenders {
 		buckets[now][o.User] += o.Denies
 	}
-	buckets[now].trim(liveOffenders)
+	if len(buckets[now]) > liveOffenders {
+		buckets[now].trim(liveOffenders * 4 / 5)
+	}
 	for index := range buckets {
 		if index <= now-int64(b.Keep) {
 			delete(buckets, index)

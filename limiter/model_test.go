@@ -79,7 +79,7 @@ func (m *model) state(key string, l *Limit, cost int64) modelState {
 	b := m.look(key, ratOf(l.Rate))
 	progress := b.settle(m.now)
 	return modelState{
-		Denied:   b.debt+cost > l.Capacity,
+		Denied:   cost > 0 && b.debt+cost > l.Capacity,
 		Debt:     b.debt,
 		Progress: progress.RatString(),
 		Wait:     m.until(b.debt+cost-l.Capacity, progress, b.rate),

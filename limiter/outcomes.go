@@ -59,8 +59,8 @@ type Outcomes struct {
 	counters atomic.Pointer[map[series]*metrics.Counter] // replaced, never changed
 }
 
-// series is one counter of a route. Limit names come from the configuration
-// alone, so there are few.
+// series is one counter of a route. Limit names come from the configuration and
+// from what operators persist, never from clients, so there are few.
 type series struct {
 	limit   string
 	outcome outcome

@@ -54,7 +54,7 @@ func (c exactCase) want() exactAnswer {
 			debt, progress = b(0), b(0)
 		}
 	}
-	a := exactAnswer{Denied: debt.Int64()+c.Cost > c.Capacity}
+	a := exactAnswer{Denied: c.Cost > 0 && debt.Int64()+c.Cost > c.Capacity}
 	if !a.Denied {
 		debt.Add(debt, b(c.Cost))
 	}

@@ -39,8 +39,9 @@ type redisFleet struct {
 	change *redis.Script
 
 	// Only Flush uses these, which one goroutine calls at a time.
-	sketched time.Time              // when the last sketch was sent
-	periods  [len(Bucketings)]int64 // the time bucket of the last flush
+	sketched time.Time                      // when the last sketch was sent
+	periods  [len(Bucketings)]int64         // the time bucket of the last flush
+	large    [len(Bucketings)]*redis.IntCmd // how many users its buckets have
 }
 
 // newRedisFleet returns the fleet on the Redis of a store. It does not dial.
@@ -74,11 +75,36 @@ func (r *redisFleet) Flush(ctx context.Context, f *Figures) (int64, error) {
 		r.addOffenders(ctx, p, i, b, f)
 	}
 	r.addActive(ctx, p, f)
+	resources := p.ZCard(ctx, r.key("resources"))
 	version := p.Get(ctx, r.key("version"))
 	if _, err := p.Exec(ctx); err != nil && !errors.Is(err, redis.Nil) {
 		return 0, err
 	}
+	if err := r.trim(ctx, f, resources.Val()-maxFleetResources); err != nil {
+		return 0, err
+	}
 	return asVersion(version)
+}
+
+// trim forgets the surplus resources, unused longest, and the least offenders of
+// buckets that have become large.
+func (r *redisFleet) trim(ctx context.Context, f *Figures, surplus int64) error {
+	for i, b := range Bucketings {
+		if r.large[i] == nil || r.large[i].Val() <= liveOffenders {
+			continue
+		}
+		if err := r.client.ZRemRangeByRank(ctx, r.offendersKey(b, b.index(f.At)), 0, -liveOffenders*4/5-1).Err(); err != nil {
+			return err
+		}
+	}
+	if surplus <= 0 {
+		return nil
+	}
+	oldest, err := r.client.ZRangeWithScores(ctx, r.key("resources"), 0, surplus-1).Result()
+	if err != nil {
+		return err
+	}
+	return r.forget(ctx, oldest)
 }
 
 func (r *redisFleet) addResources(ctx context.Context, p redis.Pipeliner, f *Figures) {
@@ -108,7 +134,7 @@ func (r *redisFleet) addOffenders(ctx context.Context, p redis.Pipeliner, i int,
 	if before := r.periods[i]; before != now && before != 0 {
 		p.ZRemRangeByRank(ctx, r.offendersKey(b, before), 0, int64(-b.Users-1))
 	}
-	r.periods[i] = now
+	r.periods[i], r.large[i] = now, nil
 	if len(f.Offenders) == 0 {
 		return
 	}
@@ -116,7 +142,7 @@ func (r *redisFleet) addOffenders(ctx context.Context, p redis.Pipeliner, i int,
 	for _, o := range f.Offenders {
 		p.ZIncrBy(ctx, key, float64(o.Denies), o.User)
 	}
-	p.ZRemRangeByRank(ctx, key, 0, -liveOffenders-1)
+	r.large[i] = p.ZCard(ctx, key)
 	p.Expire(ctx, key, time.Duration(b.Keep+1)*b.Each)
 }
 
@@ -239,8 +265,7 @@ func (r *redisFleet) Offenders(ctx context.Context, w Window, n int) ([]Offender
 	return worst(all, n), nil
 }
 
-// Resources is Fleet's. Those that were unused longest give way to others here,
-// where it costs no flush anything.
+// Resources is Fleet's.
 func (r *redisFleet) Resources(ctx context.Context) ([]ResourceFigures, error) {
 	p := r.client.Pipeline()
 	seen := p.ZRangeWithScores(ctx, r.key("resources"), 0, -1)
@@ -248,12 +273,8 @@ func (r *redisFleet) Resources(ctx context.Context) ([]ResourceFigures, error) {
 	if _, err := p.Exec(ctx); err != nil {
 		return nil, err
 	}
-	surplus := max(0, len(seen.Val())-maxFleetResources)
-	if err := r.forget(ctx, seen.Val()[:surplus]); err != nil {
-		return nil, err
-	}
 	all := make([]ResourceFigures, 0, maxFleetResources)
-	for _, z := range seen.Val()[surplus:] {
+	for _, z := range seen.Val() {
 		name, _ := z.Member.(string)
 		all = append(all, ResourceFigures{
 			Name: name, Allowed: asCount(counts.Val()["a"+name]), Denied: asCount(counts.Val()["d"+name]),

@@ -11,6 +11,10 @@ import (
 // Those beyond it are limited all the same.
 const maxSeen = 1000
 
+// maxSeenName is how long such a name may be, in bytes: clients choose it where a
+// route's template or a caller of /allow does.
+const maxSeenName = 128
+
 // rules are the limits of a resource as they run. All resources that no
 // configuration names share one.
 type rules struct {
@@ -47,19 +51,24 @@ type counts struct {
 // newRules builds the rules of c; name is what a single limit is called. Only
 // limits from a list have a part of their own in the key.
 func newRules(c *ResourceConfig, name string) *rules {
-	r := &rules{limits: c.limits(name), smallest: MaxCapacity}
-	for i := range r.limits {
-		l := &r.limits[i]
+	r := &rules{smallest: MaxCapacity}
+	for _, l := range c.limits(name) {
 		suffix := ""
-		if len(c.Limits) > 0 {
+		// One that is named after the resource is the same in a list as alone.
+		if len(c.Limits) > 0 && (l.Name != name || l.Scope != PerUser) {
 			suffix = string(appendPart([]byte(":"), l.Name))
 		}
-		r.suffixes = append(r.suffixes, suffix)
-		if !l.Shadow {
-			r.smallest = min(r.smallest, l.Capacity)
-		}
+		r.add(l, suffix)
 	}
 	return r
+}
+
+func (r *rules) add(l Limit, suffix string) {
+	r.limits = append(r.limits, l)
+	r.suffixes = append(r.suffixes, suffix)
+	if !l.Shadow {
+		r.smallest = min(r.smallest, l.Capacity)
+	}
 }
 
 // inForce are the rules that decisions go by: the file's, with what operators
@@ -93,8 +102,10 @@ type override struct {
 // and so do the resources that nobody configured but were asked for.
 func build(c *Config, byDefault *rules, s Settings, old *inForce) *inForce {
 	f := &inForce{version: s.Version, settings: s, taken: time.Now(), resources: map[string]*resource{}}
-	for name := range old.resources {
-		f.add(name, byDefault, FromDefault, old)
+	for name, res := range old.resources {
+		if res.counts.allowed.Load()+res.counts.denied.Load() > 0 { // only persisted once, it is forgotten
+			f.add(name, byDefault, FromDefault, old)
+		}
 	}
 	for name, rc := range c.Resources {
 		f.add(name, newRules(&rc, name), FromConfig, old)
@@ -107,7 +118,11 @@ func build(c *Config, byDefault *rules, s Settings, old *inForce) *inForce {
 	}
 	for i := range s.Overrides {
 		o := &s.Overrides[i]
-		f.overrides[o.User] = append(f.overrides[o.User], o.running(f.taken))
+		base := byDefault
+		if res, ok := f.resources[o.Resource]; ok {
+			base = res.rules
+		}
+		f.overrides[o.User] = append(f.overrides[o.User], o.running(f.taken, base))
 	}
 	return f
 }
@@ -122,7 +137,9 @@ func (f *inForce) add(name string, r *rules, source Source, old *inForce) {
 	f.resources[name] = res
 }
 
-func (o *Override) running(now time.Time) override {
+// running is o as it runs. Its limit stands for those that are the user's own; what
+// users share and what is only a shadow stays.
+func (o *Override) running(now time.Time, base *rules) override {
 	r := override{resource: o.Resource}
 	switch {
 	case o.Exempt:
@@ -132,6 +149,11 @@ func (o *Override) running(now time.Time) override {
 	default:
 		c := o.config()
 		r.rules = newRules(&c, o.Resource)
+		for i, l := range base.limits {
+			if l.Scope == PerResource || l.Shadow {
+				r.rules.add(l, base.suffixes[i])
+			}
+		}
 	}
 	if o.Left != 0 {
 		r.until = now.Add(o.Left)
@@ -165,7 +187,7 @@ func (l *Limiter) find(f *inForce, w *work, name []byte) *resource {
 	if res, ok := f.resources[string(name)]; ok {
 		return res
 	}
-	if len(f.resources) < l.maxKnown {
+	if len(f.resources) < l.maxKnown && len(name) <= maxSeenName {
 		return l.discover(string(name))
 	}
 	w.part = appendPart(w.part[:0], name)

@@ -15,8 +15,11 @@ type Settings struct {
 	Overrides []Override
 }
 
-// MaxReason is how many bytes the reason of an override may have.
-const MaxReason = 256
+// Bounds of texts in settings, in bytes: all of them are in every gateway's memory.
+const (
+	MaxReason = 256  // the reason of an override
+	MaxName   = 1024 // a user or a resource
+)
 
 // Override is what holds for one user instead of a resource's limits. It is
 // one of: a limit of its own, Exempt, or Block.
@@ -53,6 +56,8 @@ func (o *Override) Validate() error {
 		return errors.New(`write one of {"resource":"read","capacity":100,"refill_rate":"50/s"}, {"exempt":true} or {"block":true}`)
 	case limit && o.Resource == "":
 		return errors.New("resource is missing: say which resource the limit is for")
+	case len(o.User) > MaxName || len(o.Resource) > MaxName:
+		return fmt.Errorf("the user_id or the resource is longer than %d bytes", MaxName)
 	case len(o.Reason) > MaxReason:
 		return fmt.Errorf("reason is longer than %d bytes", MaxReason)
 	case o.Left != 0 && (o.Left < minOverrideTTL || o.Left > maxOverrideTTL):

@@ -5,7 +5,8 @@
 -- KEYS   [1] limits, a hash: resource -> limits as JSON
 --        [2] overrides, a hash: user and resource, escaped -> the override as JSON
 --        [3] expiry, a sorted set: the fields of [2] that expire -> when, in ms of Redis' clock
---        [4] version, an integer that grows with every change
+--        [4] version, an integer that grows with every change: at least Redis' clock in
+--        microseconds, so that none comes twice, also after Redis has lost what it held
 --        [5] audit, a list: '<ms of Redis' clock> <entry as JSON>', newest first
 -- ARGV   [1] the entry, [2] how many entries are kept, [3] channel to tell the version on,
 --        then five for each operation: 'limits' or 'override'; the field; the value, or '' to
@@ -41,6 +42,8 @@ end
 redis.call('LPUSH', KEYS[5], string.format('%.0f ', now) .. ARGV[1])
 redis.call('LTRIM', KEYS[5], 0, ARGV[2] - 1)
 if #ARGV > 3 then
-  redis.call('PUBLISH', ARGV[3], string.format('%.0f', redis.call('INCR', KEYS[4])))
+  local version = math.max(tonumber(redis.call('GET', KEYS[4]) or 0) + 1, time[1] * 1000000 + time[2])
+  redis.call('SET', KEYS[4], string.format('%.0f', version))
+  redis.call('PUBLISH', ARGV[3], string.format('%.0f', version))
 end
 return 1

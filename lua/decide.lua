@@ -107,7 +107,7 @@ for i = 1, limits do
   local shadow, capacity
   shadow, capacity, ns[i], ps[i], position = unpack('>BI4I4I7', params, position)
   debts[i], progresses[i], moved[i] = level(call('GET', KEYS[i]), now, ns[i], ps[i])
-  refused[i] = not replayed and debts[i] + cost > capacity
+  refused[i] = not replayed and cost > 0 and debts[i] + cost > capacity
   if refused[i] and shadow == 0 then status = 'D' end
 end
 
