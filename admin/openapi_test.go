@@ -326,6 +326,18 @@ func (h holder) askPanic() {
 	h.ask(g, operation{"GET", "/metrics"}, "500", request("GET", "/metrics"))
 }
 
+func TestEveryGetIsAnsweredToHeadWithoutABody(t *testing.T) {
+	g := start(t, documentedSetup(t, limiter.NewMemoryStore()))
+	for _, o := range readDocument(t, nil).operations() {
+		if o.method != "GET" {
+			continue
+		}
+		if answer := g.send(t, request("HEAD", o.example())); answer[9:12] != "200" || !strings.HasSuffix(answer, "\r\n\r\n") || field(answer, "Content-Length") == "0" {
+			t.Errorf("HEAD %s: got %q, want 200, a length and no body", o.path, answer)
+		}
+	}
+}
+
 // deadStore is a store that is down with all that it keeps.
 type deadStore struct{ *limiter.MemoryStore }
 
