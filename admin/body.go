@@ -61,7 +61,7 @@ func checkNames(in *json.Decoder) error {
 			}
 			continue
 		}
-		if token == nil {
+		if token == nil && len(open) > 1 {
 			return errors.New("read the body: null is no value: leave the field out")
 		}
 		at.named = false

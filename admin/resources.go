@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/r8limiter/r8limiter/limiter"
-	"github.com/valyala/fasthttp"
 )
 
 // resourceState is one resource of GET /admin/resources.
@@ -79,18 +78,12 @@ func stateOf(r *limiter.ResourceState) resourceState {
 func (s *Server) answerResource(x *exchange, name string) {
 	ctx, cancel := x.fleetContext()
 	defer cancel()
-	states, err := s.resourceStates(ctx)
+	r, err := s.Limiter.Resource(ctx, name)
 	if err != nil {
 		x.storeTrouble(err)
 		return
 	}
-	for i := range states {
-		if states[i].Resource == name {
-			x.answerJSON(states[i])
-			return
-		}
-	}
-	x.refuse(fasthttp.StatusNotFound, "this resource is not known any more")
+	x.answerJSON(stateOf(&r))
 }
 
 // config answers GET /admin/config.

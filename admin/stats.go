@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -68,7 +69,7 @@ func (s *Server) topOffenders(x *exchange) {
 	err := x.params(map[string]func(string) error{
 		"top_n":  setTopN(&n),
 		"window": func(v string) error { window = v; return nil },
-		"bucket": func(v string) error { bucket = v; return nil },
+		"bucket": func(v string) error { bucket = cmp.Or(v, "none"); return nil },
 	})
 	var w limiter.Window
 	if err == nil {

@@ -234,6 +234,20 @@ func (l *Limiter) Resources(ctx context.Context) ([]ResourceState, error) {
 	return states, nil
 }
 
+// Resource is one of Resources; one that nobody knows has the default limits.
+func (l *Limiter) Resource(ctx context.Context, name string) (ResourceState, error) {
+	all, err := l.Resources(ctx)
+	if err != nil {
+		return ResourceState{}, err
+	}
+	for _, each := range all {
+		if each.Name == name {
+			return each, nil
+		}
+	}
+	return l.state(l.inForce.Load(), ResourceFigures{Name: name}), nil
+}
+
 func (l *Limiter) state(f *inForce, figures ResourceFigures) ResourceState {
 	if res, ok := f.resources[figures.Name]; ok {
 		return ResourceState{figures, res.source, res.rules.limits}

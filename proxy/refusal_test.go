@@ -3,9 +3,12 @@ package proxy
 import (
 	"encoding/json"
 	"errors"
+	"io"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/rs/zerolog"
 
 	"github.com/r8limiter/r8limiter/limiter"
 )
@@ -127,10 +130,9 @@ func TestUnderscoreSpellingsOfForwardingFieldsAreDropped(t *testing.T) {
 }
 
 func TestOutageIsNeverSilent(t *testing.T) {
-	rg := newRig(t, 10, okAnswer)
-	rg.p.options.LogRequests = LogNone
+	p := &Proxy{options: Options{Log: zerolog.New(io.Discard), LogRequests: LogNone}}
 	now := time.Now()
-	first := exchange{proxy: rg.p, status: 503, cause: errors.New("down"), start: now}
+	first := exchange{proxy: p, status: 503, cause: errors.New("down"), start: now}
 	if e := first.event(); e == nil {
 		t.Error("the first trouble is not logged")
 	} else {
@@ -148,7 +150,7 @@ func TestOutageIsNeverSilent(t *testing.T) {
 	} else {
 		e.Send()
 	}
-	fine := exchange{proxy: rg.p, status: 200, start: now.Add(time.Hour)}
+	fine := exchange{proxy: p, status: 200, start: now.Add(time.Hour)}
 	if e := fine.event(); e != nil {
 		t.Error("a request is logged though none are to be")
 	}
