@@ -29,6 +29,7 @@ if [ "$store" = redis ]; then deb_tool redis-server redis-server; fi
 
 dir=$(mktemp -d)
 pids=()
+# shellcheck disable=SC2317 # the trap calls it
 finish() {
   if [ ${#pids[@]} -gt 0 ]; then
     kill -INT "${pids[@]}" 2>/dev/null || true # SIGINT skips the five seconds of the drain
