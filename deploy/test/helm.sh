@@ -174,8 +174,8 @@ done
 started+=("$ready")
 ! answers || fail "Redis answers without its password"
 redis() { redis-cli -p "$port" -a 'p4ss-w0rd+/@' "$@" 2>/dev/null; }
-[ "$(redis config get maxmemory-policy appendonly | paste -sd ' ')" = "appendonly yes maxmemory-policy noeviction" ] ||
-  fail "Redis evicts, or keeps nothing: $(redis config get maxmemory-policy appendonly)"
+[ "$(redis config get maxmemory-policy | tail -1) $(redis config get appendonly | tail -1)" = "noeviction yes" ] ||
+  fail "Redis evicts, or keeps nothing"
 R8LIMITER_REDIS_URL=$(part everything secret.yaml | sed -n 's/^  redis-url: "\(.*\)"$/\1/p' | sed "s/@limits-r8limiter-redis:6379/@127.0.0.1:$port/")
 sed 's/listen: .*/listen: 127.0.0.1:0/' "$dir/everything.config" >"$dir/gateway.config"
 R8LIMITER_REDIS_URL=$R8LIMITER_REDIS_URL R8LIMITER_ADMIN_TOKEN=0123456789abcdef \
