@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/r8limiter/r8limiter/limiter"
+	"github.com/rs/zerolog"
 )
 
 // pair are two gateways on one redis-server.
@@ -26,7 +27,7 @@ func startPair(t *testing.T, server *redisServer) *pair {
 		limits := frozen(t, 10)
 		limits.Resources = map[string]limiter.ResourceConfig{"read": {Capacity: 5, RefillRate: rate(t, "0.034/d")}}
 		*g = start(t, setup{limits: limits, store: server.store(t)})
-		if err := (*g).Limiter.Start(t.Context()); err != nil {
+		if err := (*g).Limiter.Start(t.Context(), zerolog.Nop()); err != nil {
 			t.Fatal(err)
 		}
 	}

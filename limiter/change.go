@@ -142,8 +142,5 @@ func (l *Limiter) change(ctx context.Context, c Change, by Actor) error {
 	if err := l.fleet.Change(ctx, c); err != nil {
 		return fmt.Errorf("save %s: %w", c.Entry.Action, err)
 	}
-	if !c.settles() {
-		return nil
-	}
 	return l.refresh(ctx)
 }

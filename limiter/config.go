@@ -26,6 +26,11 @@ type Config struct {
 	// IdempotencyTTL is how long an allowed decision is remembered under its
 	// idempotency key, from 1ms to 168h.
 	IdempotencyTTL time.Duration `yaml:"idempotency_ttl"`
+	// OnStoreError says what decides while Redis does not: local, allow or deny.
+	OnStoreError Policy `yaml:"on_store_error"`
+	// Replicas is how many gateways share each limit while Redis is down, 1 to
+	// 10000: each then has that part of it.
+	Replicas int64 `yaml:"replicas"`
 	// Headers are the fields on answers: "draft" (RateLimit, RateLimit-Policy),
 	// "legacy" (X-RateLimit-*), both or none.
 	Headers []string `yaml:"headers"`
@@ -39,6 +44,11 @@ type ResourceConfig struct {
 	Capacity   int64         `yaml:"capacity" json:"capacity,omitempty"`      // tokens, 1 to MaxCapacity
 	RefillRate Rate          `yaml:"refill_rate" json:"refill_rate,omitzero"` // see ParseRate
 	Limits     []LimitConfig `yaml:"limits" json:"limits,omitempty"`
+	// Precision is exact ("") or leased: then a gateway keeps some tokens of
+	// buckets with much demand in advance. The limits hold in both.
+	Precision string `yaml:"precision" json:"-"`
+	// OnStoreError is Config's for this resource; "" for that of all.
+	OnStoreError Policy `yaml:"on_store_error" json:"-"`
 }
 
 // LimitConfig is one of several limits of a resource.
@@ -56,6 +66,8 @@ func DefaultConfig() Config {
 	return Config{
 		Default:        builtIn(),
 		IdempotencyTTL: time.Minute,
+		OnStoreError:   StandInLocal,
+		Replicas:       1,
 		Headers:        []string{"draft"},
 	}
 }
@@ -85,6 +97,7 @@ func (c *Config) Validate(report func(path, problem string)) {
 	if c.IdempotencyTTL < time.Millisecond || c.IdempotencyTTL > maxIdempotencyTTL {
 		report("idempotency_ttl", fmt.Sprintf("must be from 1ms to 168h, is %v", c.IdempotencyTTL))
 	}
+	c.validateStandIn(report)
 	c.validateHeaders(report)
 	if c.Redis != nil {
 		c.Redis.Validate(below("redis", report))
@@ -98,6 +111,25 @@ func below(path string, report func(path, problem string)) func(path, problem st
 			inner = "." + inner
 		}
 		report(path+inner, problem)
+	}
+}
+
+func (c *Config) validateStandIn(report func(path, problem string)) {
+	if c.OnStoreError == "" {
+		report("on_store_error", "is empty; write local, allow or deny")
+	}
+	c.OnStoreError.validate("on_store_error", report)
+	if c.Replicas < 1 || c.Replicas > maxReplicas {
+		report("replicas", fmt.Sprintf("must be from 1 to %d gateways, is %d", maxReplicas, c.Replicas))
+	}
+}
+
+// maxReplicas is how many gateways a limit may be divided among.
+const maxReplicas = 10_000
+
+func (p Policy) validate(path string, report func(path, problem string)) {
+	if p != "" && p != StandInLocal && p != StandInAllow && p != StandInDeny {
+		report(path, fmt.Sprintf("%q is unknown; write local, allow or deny", p))
 	}
 }
 
@@ -130,7 +162,28 @@ func (c *ResourceConfig) validate(path string, report func(path, problem string)
 		report(path, "has both limits and a capacity or refill_rate of its own; keep one of the two forms")
 	}
 	c.validateLimits(path+".limits", report)
+	c.validateStore(path, report)
 }
+
+// validateStore reports on how a resource uses the store.
+func (c *ResourceConfig) validateStore(path string, report func(path, problem string)) {
+	c.OnStoreError.validate(path+".on_store_error", report)
+	switch c.Precision {
+	case "", exact:
+	case leased:
+		if i := slices.IndexFunc(c.Limits, func(l LimitConfig) bool { return l.Shadow }); i >= 0 {
+			report(fmt.Sprintf("%s.limits[%d].shadow", path, i), "does not go with precision: leased, where single requests are not weighed; remove one of the two")
+		}
+	default:
+		report(path+".precision", fmt.Sprintf("%q is unknown; write exact or leased", c.Precision))
+	}
+}
+
+// The words of `precision`.
+const (
+	exact  = "exact"
+	leased = "leased"
+)
 
 // validateLimits reports on a list of limits at path.
 func (c *ResourceConfig) validateLimits(path string, report func(path, problem string)) {

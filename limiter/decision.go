@@ -117,17 +117,18 @@ func (d *Decision) AppendShadowDenied(dst []byte) []byte {
 // (draft-ietf-httpapi-ratelimit-headers): every limit but the shadows, its
 // capacity and how many seconds fill it.
 func (d *Decision) AppendPolicy(dst []byte) []byte {
-	return d.appendList(dst, func(dst []byte, s *LimitState) []byte {
+	return d.appendList(dst, (*LimitState).decides, func(dst []byte, s *LimitState) []byte {
 		dst = appendParameter(dst, ";q=", s.Capacity)
 		return appendParameter(dst, ";w=", max(1, s.Rate.seconds(s.Capacity)))
 	})
 }
 
 // AppendRateLimit appends the value of the RateLimit field: for every limit
-// but the shadows the whole tokens left, and how many seconds bring as many;
-// for one that refused or is empty, how many seconds to wait.
+// but the shadows, and those whose state is not known, the whole tokens left, and
+// how many seconds bring as many; for one that refused or is empty, how many
+// seconds to wait.
 func (d *Decision) AppendRateLimit(dst []byte) []byte {
-	return d.appendList(dst, func(dst []byte, s *LimitState) []byte {
+	return d.appendList(dst, (*LimitState).told, func(dst []byte, s *LimitState) []byte {
 		dst = appendParameter(dst, ";r=", s.Level.whole(s.Capacity))
 		return appendParameter(dst, ";t=", s.window())
 	})
@@ -147,13 +148,16 @@ func (s *LimitState) window() int64 {
 	return max(1, s.Rate.seconds(left))
 }
 
-// appendList appends the limits that decide as a list of strings (RFC 8941)
-// with the parameters that params appends.
-func (d *Decision) appendList(dst []byte, params func([]byte, *LimitState) []byte) []byte {
+func (s *LimitState) decides() bool { return !s.Shadow }
+func (s *LimitState) told() bool    { return !s.Shadow && !s.Unknown }
+
+// appendList appends some of the limits as a list of strings (RFC 8941) with the
+// parameters that params appends.
+func (d *Decision) appendList(dst []byte, which func(*LimitState) bool, params func([]byte, *LimitState) []byte) []byte {
 	separate := false
 	for i := range d.Limits {
 		s := &d.Limits[i]
-		if s.Shadow {
+		if !which(s) {
 			continue
 		}
 		if separate {

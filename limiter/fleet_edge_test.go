@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/rs/zerolog"
 )
 
 func TestVersionsNeverComeTwice(t *testing.T) {
@@ -31,7 +33,7 @@ func TestVersionsNeverComeTwice(t *testing.T) {
 func TestLastFiguresAreSentAtTheEnd(t *testing.T) {
 	server := startRedis(t)
 	a := New(fleetConfig(), server.store(t))
-	if err := a.Start(t.Context()); err != nil {
+	if err := a.Start(t.Context(), zerolog.Nop()); err != nil {
 		t.Fatal(err)
 	}
 	const users = 2000

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/rs/zerolog"
 )
 
 // soakUsers is how many random users ask: few in every run, a million with
@@ -89,7 +91,7 @@ func BenchmarkDecideBesideStatistics(b *testing.B) {
 	alone := New(fleetConfig(), server.store(b))
 	b.Cleanup(func() { alone.Close() })
 	member := New(fleetConfig(), server.store(b))
-	if err := member.Start(b.Context()); err != nil {
+	if err := member.Start(b.Context(), zerolog.Nop()); err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { member.Close() })

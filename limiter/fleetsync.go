@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
+	"github.com/rs/zerolog"
 )
 
 const (
@@ -19,6 +20,8 @@ const (
 	// other time it also flushes its figures. Changes are pushed too: this is for
 	// those that the push missed, and still within the second that is promised.
 	pollEvery = 400 * time.Millisecond
+	// settleEvery is how soon after the store is back what is owed is debited.
+	settleEvery = 100 * time.Millisecond
 	// fleetTimeout bounds one exchange with the fleet's store.
 	fleetTimeout = 2 * time.Second
 )
@@ -51,13 +54,29 @@ func (y *fleetSync) init() {
 // Start takes in what operators changed before, and keeps up with the fleet
 // until Close. The error says why nothing could be taken in yet; it is tried
 // again all the time, and until then the file alone holds.
-func (l *Limiter) Start(ctx context.Context) error {
+func (l *Limiter) Start(ctx context.Context, log zerolog.Logger) error {
 	err := l.refresh(ctx)
 	background, stop := context.WithCancel(context.Background())
 	l.sync.stop = stop
 	l.sync.running.Go(func() { l.keepUp(background) })
 	l.sync.running.Go(func() { l.fleet.Watch(background, l.sync.push) })
+	l.sync.running.Go(func() { l.store.Run(background, log) })
+	l.sync.running.Go(func() { l.keepSettling(background) })
 	return err
+}
+
+// keepSettling debits what is owed, until ctx ends.
+func (l *Limiter) keepSettling(ctx context.Context) {
+	tick := time.NewTicker(settleEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			l.settle(ctx)
+		}
+	}
 }
 
 // end stops what Start began. The last figures have been sent then.
@@ -135,6 +154,7 @@ func (l *Limiter) refresh(ctx context.Context) error {
 	l.changing.Lock()
 	defer l.changing.Unlock()
 	l.inForce.Store(build(&l.config, l.byDefault, s, l.inForce.Load()))
+	l.store.Forget()
 	return nil
 }
 

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"io"
 	"time"
+
+	"github.com/rs/zerolog"
 )
 
 // Bounds of what a limit may say. Inside them every decision is exact.
@@ -61,6 +63,10 @@ type Decision struct {
 	// Override says that an operator decided, not the buckets: then there are no
 	// Limits, and nothing was spent.
 	Override OverrideKind
+	// StandIn says that the store failed, and what decided instead. With
+	// LocalBucket the Limits are this gateway's share; with AllowedUnasked there
+	// are none.
+	StandIn StandIn
 	// Limits are the states of all limits of the resource after the decision,
 	// in configuration order, shadow limits included.
 	Limits []LimitState
@@ -86,6 +92,9 @@ type LimitState struct {
 	// Denied says that this limit refused (or, as a shadow, would have).
 	Denied bool
 	Level  Level
+	// Unknown says that Level is not known: another limit was known to refuse, and
+	// so the store was not asked.
+	Unknown bool
 	// Wait is how long until the request's cost is available; 0 if allowed.
 	Wait time.Duration
 }
@@ -100,6 +109,11 @@ type Spend struct {
 	// for IdempotencyTTL; empty for none.
 	IdempotencyKey []byte
 	IdempotencyTTL time.Duration
+	// Leased says that a store may keep tokens in advance for this process.
+	Leased bool
+	// Owed says that the cost was spent already: it is debited in any case, down
+	// to empty buckets.
+	Owed bool
 }
 
 // Store keeps buckets. Implementations are safe for concurrent use.
@@ -112,6 +126,14 @@ type Store interface {
 	Decide(ctx context.Context, s *Spend, d *Decision) error
 	// Reset makes the buckets full again.
 	Reset(ctx context.Context, keys [][]byte) error
+	// Forget drops what this process remembers of buckets instead of asking:
+	// their limits may have been changed, or they were reset.
+	Forget()
+	// Run does what the store does in the background, until ctx ends. It logs what
+	// an operator must know of the store.
+	Run(ctx context.Context, log zerolog.Logger)
+	// Degraded says what of the store fails at the moment; nil if it works.
+	Degraded() error
 	// Fleet is what the gateways on this store share besides its buckets; the
 	// same for each call. It ends with the store.
 	Fleet() Fleet

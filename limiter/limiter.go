@@ -27,11 +27,15 @@ type Limiter struct {
 	inForce  atomic.Pointer[inForce]
 	changing sync.Mutex
 
-	works     sync.Pool // of *work
-	unknown   counts    // of resources beyond maxKnown
-	offenders *offenders
-	decisions outcomeSet
-	sync      fleetSync
+	works   sync.Pool    // of *work
+	unknown counts       // of resources beyond maxKnown
+	local   *MemoryStore // stands in for a store that fails
+	owed    debts        // what was spent there
+	// settlements numbers the debits of what is owed.
+	settlements atomic.Uint64
+	offenders   *offenders
+	decisions   outcomeSet
+	sync        fleetSync
 }
 
 // HeaderSet says which fields the answers carry.
@@ -54,7 +58,7 @@ func New(c Config, store Store) *Limiter {
 		store:     store,
 		config:    c,
 		prefix:    defaultKeyPrefix,
-		byDefault: newRules(&c.Default, ""),
+		byDefault: newRules(&c.Default, "", &c, &c.Default),
 		maxKnown:  maxSeen + len(c.Resources),
 		offenders: newOffenders(),
 		headers: HeaderSet{
@@ -71,12 +75,15 @@ func New(c Config, store Store) *Limiter {
 	l.inForce.Store(build(&c, l.byDefault, Settings{}, &inForce{}))
 	l.works.New = func() any { return new(work) }
 	l.decisions.init()
+	l.local = NewMemoryStore()
+	l.owed.init()
 	l.sync.init()
 	return l
 }
 
 // Decide spends req.Cost from all limits of the resource or from none, and
-// fills d. A denial is no error. It returns ErrKeyReused, or what is wrong with
+// fills d. A denial is no error. Where the store fails the resource's policy
+// decides. It returns ErrKeyReused, or what is wrong with
 // the store; then d is void, and none of the figures counts it.
 //
 // It takes no context: the store has a deadline of its own, and a client that
@@ -88,7 +95,7 @@ func (l *Limiter) Decide(req *Request, d *Decision) error {
 	if o != nil && o.verdict != askBuckets {
 		d.prepare(req.Resource, res.rules)
 		d.override(o.verdict, res.rules.smallest)
-	} else if err := l.spend(context.Background(), w, res, req, d); err != nil {
+	} else if err := l.spend(w, res, req, d); err != nil {
 		return err
 	}
 	if d.Allowed {
@@ -114,7 +121,7 @@ func (l *Limiter) rule(w *work, req *Request) (*resource, *override) {
 }
 
 // spend decides by the buckets.
-func (l *Limiter) spend(ctx context.Context, w *work, res *resource, req *Request, d *Decision) error {
+func (l *Limiter) spend(w *work, res *resource, req *Request, d *Decision) error {
 	d.prepare(req.Resource, res.rules)
 	l.fillKeys(w, res, req)
 	w.spend.Cost, w.spend.IdempotencyTTL = req.Cost, l.config.IdempotencyTTL
@@ -125,10 +132,26 @@ func (l *Limiter) spend(ctx context.Context, w *work, res *resource, req *Reques
 	if w.spend.Cost == 0 { // nor is anything remembered where nothing is spent
 		w.spend.IdempotencyKey = nil
 	}
+	w.spend.Leased = res.rules.leased
+	switch err := l.store.Decide(context.Background(), &w.spend, d); {
+	case errors.Is(err, ErrKeyReused):
+		return ErrKeyReused
+	case err != nil:
+		return l.standIn(w, res, req, d, describe(err))
+	}
+	d.finish(req.Cost)
+	return nil
+}
+
+// look reads the buckets. Nothing stands in for a store that fails.
+func (l *Limiter) look(ctx context.Context, w *work, res *resource, req *Request, d *Decision) error {
+	d.prepare(req.Resource, res.rules)
+	l.fillKeys(w, res, req)
+	w.spend.Cost, w.spend.Leased = 0, false
 	if err := l.store.Decide(ctx, &w.spend, d); err != nil {
 		return describe(err)
 	}
-	d.finish(req.Cost)
+	d.finish(0)
 	return nil
 }
 
@@ -142,7 +165,7 @@ func describe(err error) error {
 // prepare makes d the question to the store, in the memory that d has. The
 // resource's name is copied, as the request's bytes may not be kept.
 func (d *Decision) prepare(name []byte, r *rules) {
-	d.Allowed, d.Replayed, d.Never, d.Override = false, false, false, NoOverride
+	d.Allowed, d.Replayed, d.Never, d.Override, d.StandIn = false, false, false, NoOverride, NoStandIn
 	d.resource = append(d.resource[:0], name...)
 	d.Limits = d.Limits[:0]
 	for i := range r.limits {
@@ -190,7 +213,7 @@ func (l *Limiter) User(ctx context.Context, user []byte) ([]Decision, error) {
 	for i, name := range names {
 		req := Request{User: user, Resource: []byte(name)}
 		res, _ := l.rule(w, &req)
-		if err := l.spend(ctx, w, res, &req, &states[i]); err != nil {
+		if err := l.look(ctx, w, res, &req, &states[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -205,6 +228,9 @@ func (l *Limiter) Capacity(name []byte) int64 {
 	}
 	return l.byDefault.smallest
 }
+
+// Degraded says what of the store fails at the moment; nil if it works.
+func (l *Limiter) Degraded() error { return l.store.Degraded() }
 
 // Probe makes a real decision in the store: nil if it works.
 func (l *Limiter) Probe(ctx context.Context) error { return l.store.Probe(ctx) }
@@ -229,6 +255,18 @@ func (l *Limiter) Totals() (allowed, denied uint64) {
 	return allowed, denied
 }
 
+// writeStandIn writes the series of what happens while the store fails.
+func (l *Limiter) writeStandIn(w io.Writer) {
+	degraded := uint64(0)
+	if l.Degraded() != nil {
+		degraded = 1
+	}
+	metrics.WriteGaugeUint64(w, "r8limiter_store_degraded", degraded)
+	metrics.WriteGaugeUint64(w, "r8limiter_store_owed_buckets", uint64(l.owed.count.Load()))
+	metrics.WriteCounterUint64(w, "r8limiter_store_owed_tokens_settled_total", l.owed.settled.Load())
+	metrics.WriteCounterUint64(w, "r8limiter_store_owed_tokens_dropped_total", l.owed.dropped.Load())
+}
+
 // Headers says which fields the answers carry.
 func (l *Limiter) Headers() HeaderSet { return l.headers }
 
@@ -240,6 +278,7 @@ func (l *Limiter) WriteMetrics(w io.Writer) {
 	metrics.WriteCounterUint64(w, `requests_total{result="deny"}`, denied)
 	metrics.WriteGaugeUint64(w, "active_keys", uint64(l.ActiveKeys()))
 	l.sync.writeMetrics(w, l)
+	l.writeStandIn(w)
 	l.decisions.series.WritePrometheus(w)
 	l.store.WriteMetrics(w)
 }

@@ -180,7 +180,7 @@ func TestIdempotencyKeyIsOfOneUserAndResource(t *testing.T) {
 }
 
 func TestStoreTroubleIsReportedAndNotCounted(t *testing.T) {
-	l := newTestedLimiter(t, "")
+	l := newTestedLimiter(t, "on_store_error: deny")
 	if err := l.Probe(context.Background()); err != nil {
 		t.Errorf("probe: %v", err)
 	}

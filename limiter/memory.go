@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
+	"github.com/rs/zerolog"
 )
 
 // maxBuckets is how many buckets a MemoryStore keeps, and how many
@@ -211,6 +212,15 @@ func (m *MemoryStore) Reset(_ context.Context, keys [][]byte) error {
 	}
 	return nil
 }
+
+// Forget implements Store: nothing is remembered but the buckets.
+func (m *MemoryStore) Forget() {}
+
+// Run implements Store.
+func (m *MemoryStore) Run(context.Context, zerolog.Logger) {}
+
+// Degraded implements Store.
+func (m *MemoryStore) Degraded() error { return nil }
 
 // Fleet implements Store.
 func (m *MemoryStore) Fleet() Fleet { return m.fleet }

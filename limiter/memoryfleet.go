@@ -172,9 +172,7 @@ func (m *memoryFleet) Change(_ context.Context, c Change) error {
 	if err := m.settleLocked(&c); err != nil {
 		return err
 	}
-	if c.settles() {
-		m.version++
-	}
+	m.version++
 	c.Entry.Time = time.Now()
 	m.audit = append(m.audit, c.Entry)
 	m.audit = m.audit[max(0, len(m.audit)-MaxAudit):]

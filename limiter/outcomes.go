@@ -24,6 +24,9 @@ const (
 	keyReused
 	exempted
 	blocked
+	localAllowed
+	localDenied
+	unaskedAllowed
 )
 
 // outcomeLabels are the labels of each outcome.
@@ -37,6 +40,10 @@ var outcomeLabels = [...]string{
 	keyReused:    `outcome="error",reason="idempotency_key_reused"`,
 	exempted:     `outcome="allow",reason="override"`,
 	blocked:      `outcome="deny",reason="override"`,
+
+	localAllowed:   `outcome="allow",reason="store_local"`,
+	localDenied:    `outcome="deny",reason="store_local"`,
+	unaskedAllowed: `outcome="allow",reason="store_allow"`,
 }
 
 // outcomeSet holds the Outcomes of all routes.
@@ -93,6 +100,8 @@ func (o *Outcomes) Count(d *Decision, err error) {
 		o.counter(series{"", exempted}).Inc()
 	case d.Override == Blocked:
 		o.counter(series{"", blocked}).Inc()
+	case d.StandIn == AllowedUnasked:
+		o.counter(series{"", unaskedAllowed}).Inc()
 	default:
 		o.countDecision(d)
 	}
@@ -114,10 +123,14 @@ func (d *Decision) outcome() outcome {
 	switch {
 	case d.Replayed:
 		return replayed
+	case d.Allowed && d.StandIn == LocalBucket:
+		return localAllowed
 	case d.Allowed:
 		return allowed
 	case d.Never:
 		return tooLarge
+	case d.StandIn == LocalBucket:
+		return localDenied
 	}
 	return denied
 }

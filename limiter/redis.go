@@ -4,35 +4,57 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/VictoriaMetrics/metrics"
 	"github.com/redis/go-redis/v9"
+	"github.com/rs/zerolog"
 
 	"github.com/r8limiter/r8limiter/lua"
 )
 
 // RedisStore keeps buckets in Redis 7.0 or later: all gateways on the same
-// Redis share them. A decision is one EVALSHA of lua/decide.lua, sent once.
-// When Redis does not know the script (it restarted, or a replica took over)
-// the same decision sends its text once. Nothing else is ever sent again.
+// Redis share them. Decisions are made by lua/decide.lua, those that come at
+// the same time in one call (see lane), and each is sent once. When Redis does
+// not know the script (it restarted, or a replica took over) the same call
+// sends its text once. Nothing else is ever sent again but what Redis refused
+// before it ran anything.
 //
 // A decision whose answer is lost may have spent: an error never means that
 // nothing was charged, only that not more than once.
+//
+// Three kinds of decisions are made without a call, and are exact all the same:
+// those of a bucket that refused a moment ago (see denialCache), those that a lease
+// pays for (see leases), and none at all while Redis is failing (see breaker).
 type RedisStore struct {
-	client  *redis.Client
-	script  string // text of the script
-	sha     string // SHA-1 of it, in hex
+	client  redis.UniversalClient
+	cluster *redis.ClusterClient // client, if it is one; else nil
+	byName  []any                // begin a call: evalsha and the script's SHA-1,
+	byText  []any                // or eval and the script
 	timeout time.Duration
-	probe   []byte // key of the bucket that Probe spends from
-	calls   callPool
-	shared  atomic.Pointer[sharedDeadline]
+	prefix  string // of every key, without the colon
+	lanes   lanes
+	order   slotOrder
+	denials *denialCache
+	leases  *leases
 	active  *activeKeys
 	fleet   *redisFleet
 	metrics *redisMetrics
+
+	log        atomic.Pointer[zerolog.Logger] // nil until Run
+	background sync.WaitGroup
+	ended      context.Context // done when the store is closed
+	end        context.CancelFunc
 }
+
+// connections is how many connections to one Redis decisions may take: one for
+// each flight, and some for what asks alone. go-redis also counts failed dials by it: after
+// so many it dials only once a second.
+const connections = 64
 
 // NewRedisStore returns a store on the Redis that c names. It does not dial:
 // a Redis that is down is found by the first decision.
@@ -42,27 +64,33 @@ func NewRedisStore(c RedisConfig) (*RedisStore, error) {
 
 // newRedisStore takes the script's text, so that a test can give it a clock.
 func newRedisStore(c RedisConfig, script string) (*RedisStore, error) {
-	options, err := c.options()
-	if err != nil {
-		return nil, fmt.Errorf("redis url %w", err)
-	}
 	quiet()
-	client := redis.NewClient(options)
+	client, err := c.client(c.timeout(), connections)
+	if err != nil {
+		return nil, fmt.Errorf("redis: %w", err)
+	}
 	active := newActiveKeys()
 	fleet, err := newRedisFleet(c, active)
 	if err != nil {
-		return nil, fmt.Errorf("redis url %w", err)
+		return nil, fmt.Errorf("redis: %w", err)
 	}
-	return &RedisStore{
+	s := &RedisStore{
 		client:  client,
-		script:  script,
-		sha:     redis.NewScript(script).Hash(),
+		byName:  []any{"evalsha", redis.NewScript(script).Hash()},
+		byText:  []any{"eval", script},
 		timeout: c.timeout(),
-		probe:   []byte(c.keyPrefix() + ":{probe}"),
+		prefix:  c.keyPrefix(),
+		denials: newDenialCache(c.timeout()),
+		leases:  newLeases(c.Leases.orDefault()),
 		active:  active,
 		fleet:   fleet,
-		metrics: newRedisMetrics(client),
-	}, nil
+	}
+	s.cluster, _ = client.(*redis.ClusterClient)
+	s.order.seed = maphash.MakeSeed()
+	s.lanes.init(s)
+	s.metrics = newRedisMetrics(s)
+	s.ended, s.end = context.WithCancel(context.Background())
+	return s, nil
 }
 
 // quiet stops go-redis from writing to standard error: it has one logger for
@@ -76,71 +104,197 @@ func (silence) Printf(context.Context, string, ...any) {}
 // Decide is Store's. It returns within RedisConfig.Timeout, or earlier if ctx
 // ends. Errors are go-redis's, wrapped, or ErrKeyReused.
 func (s *RedisStore) Decide(ctx context.Context, sp *Spend, d *Decision) error {
-	if err := s.decide(ctx, sp, d); err != nil {
-		return err
+	var terms leaseTerms
+	l := s.leaseFor(sp, d)
+	if l != nil {
+		var u use
+		switch u, terms = s.leases.spend(l, sp.Cost, d); u {
+		case useRenew:
+			s.background.Go(func() { s.renew(l, terms) })
+			fallthrough
+		case useDone:
+			s.metrics.byLease.Inc()
+			return nil
+		case useCall:
+			l = nil
+		}
 	}
+	if l == nil && s.denials.answer(sp, d) {
+		s.metrics.byDenial.Inc()
+		return nil
+	}
+	return s.decide(ctx, sp, d, l, &terms)
+}
+
+// leaseFor is the lease that can pay for sp, or nil. Where the buckets are in
+// several slots of a cluster there is none: it could not be debited in one step.
+func (s *RedisStore) leaseFor(sp *Spend, d *Decision) *lease {
+	if !sp.Leased || sp.Cost == 0 || len(sp.IdempotencyKey) > 0 || s.cluster != nil && !oneSlot(sp) {
+		return nil
+	}
+	return s.leases.of(sp, d)
+}
+
+// decide asks Redis, for a lease too if l is one.
+func (s *RedisStore) decide(ctx context.Context, sp *Spend, d *Decision, l *lease, terms *leaseTerms) error {
+	epoch, sent, leased := s.denials.epoch.Load(), s.denials.now(), s.leases.now()
+	start := time.Now()
+	t := takeTicket(sp, d, start.Add(s.timeout))
+	defer t.release()
+	switch {
+	case l != nil:
+		t.flags, t.lease = flagLease, *terms
+	case sp.Owed:
+		t.flags = flagOwed
+	}
+	err := s.ask(ctx, t)
+	s.metrics.latency.UpdateDuration(start)
+	if l != nil {
+		s.giveBackLater(l, s.leases.renewed(l, &t.lease, d, leased, err))
+	}
+	if err != nil {
+		return s.trouble(err)
+	}
+	s.metrics.byCall.Inc()
+	s.denials.note(sp, d, sent, epoch)
 	for i := range d.Limits {
-		l := &d.Limits[i]
-		s.active.set(sp.Keys[i], l.Level.Full(l.Rate))
+		s.active.set(sp.Keys[i], d.Limits[i].Level.Full(d.Limits[i].Rate))
 	}
 	return nil
 }
 
-func (s *RedisStore) decide(ctx context.Context, sp *Spend, d *Decision) error {
-	start := time.Now()
-	ctx, cancel := s.within(ctx, start)
-	defer cancel()
-	c := s.calls.take(s.sha, sp, d.Limits)
-	answer, err := s.run(ctx, c)
-	s.metrics.latency.UpdateDuration(start)
-	if err == nil {
-		s.calls.release(c)
-		err = readAnswer(answer, d)
+// trouble counts an error that is one of the store.
+func (s *RedisStore) trouble(err error) error {
+	if errors.Is(err, ErrKeyReused) {
+		return err
 	}
-	if err != nil && !errors.Is(err, ErrKeyReused) {
-		s.metrics.countError(err)
-		return explain(err)
-	}
-	return err
+	s.metrics.countError(err)
+	return explain(err)
 }
 
-// run sends c, by the script's text if Redis does not know the script.
-func (s *RedisStore) run(ctx context.Context, c *call) (string, error) {
+// ask makes the decision of t in Redis: with others at the same time, or alone
+// if ctx can end.
+func (s *RedisStore) ask(ctx context.Context, t *ticket) error {
+	if s.cluster != nil && !oneSlot(t.spend) {
+		return s.askSlots(ctx, t)
+	}
+	lane, err := s.lanes.of(ctx, t)
+	if err != nil {
+		return err
+	}
+	if ctx.Done() == nil {
+		return lane.do(t)
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	if err := lane.send(ctx, &flight{tickets: []*ticket{t}}); err != nil {
+		return err
+	}
+	return t.err
+}
+
+// send sends a flight to the one Redis there is. The error is that of all its
+// tickets, which have it too.
+func (s *RedisStore) send(ctx context.Context, f *flight) error {
+	f.calls = extend(f.calls, 1)
+	c := &f.calls[0]
+	for _, t := range f.tickets {
+		c.add(t)
+	}
+	c.build(s.byName)
 	err := s.client.Process(ctx, c)
 	if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
 		s.metrics.noScript.Inc()
-		c = c.withText(s.script)
+		c.build(s.byText)
 		err = s.client.Process(ctx, c)
 	}
-	return c.Val(), err
-}
-
-// sharedDeadline is the context of all decisions that start within a moment:
-// with thousands a second, one each would cost more than the rest of the call.
-type sharedDeadline struct {
-	ctx    context.Context
-	cancel context.CancelFunc
-	until  time.Time // decisions that start later take a new one
-}
-
-// within is ctx with the time-out of one decision. The deadlines of decisions
-// that can't be cancelled are shared, and so up to 1/50 of the time-out early;
-// they free themselves when they pass.
-func (s *RedisStore) within(ctx context.Context, now time.Time) (context.Context, context.CancelFunc) {
-	if ctx.Done() != nil {
-		return context.WithTimeout(ctx, s.timeout)
+	if err != nil {
+		c.fail(err)
+		return err
 	}
-	if d := s.shared.Load(); d != nil && now.Before(d.until) {
-		return d.ctx, noCancel
-	}
-	slack := min(s.timeout/50, time.Millisecond)
-	d := &sharedDeadline{until: now.Add(slack)}
-	d.ctx, d.cancel = context.WithDeadline(context.Background(), now.Add(s.timeout))
-	s.shared.Store(d)
-	return d.ctx, noCancel
+	c.read()
+	return nil
 }
 
-func noCancel() {}
+// extend makes calls n long, in the memory that it has.
+func extend(calls []call, n int) []call {
+	for cap(calls) < n {
+		calls = append(calls[:cap(calls)], call{})
+	}
+	return calls[:n]
+}
+
+// renew asks for a lease, apart from any request.
+func (s *RedisStore) renew(l *lease, terms leaseTerms) {
+	d := l.decision()
+	sp := Spend{Keys: l.keys}
+	sent := s.leases.now()
+	t := takeTicket(&sp, &d, time.Now().Add(s.timeout))
+	defer t.release()
+	t.flags, t.lease = flagLease, terms
+	err := s.ask(context.Background(), t)
+	s.giveBackLater(l, s.leases.renewed(l, &t.lease, &d, sent, err))
+	if err != nil {
+		_ = s.trouble(err) // it counts
+		return
+	}
+	s.metrics.byCall.Inc()
+}
+
+// decision is one to be made of the lease's buckets.
+func (l *lease) decision() Decision {
+	d := Decision{}
+	for _, limit := range l.limits {
+		d.Limits = append(d.Limits, LimitState{Limit: limit})
+	}
+	return d
+}
+
+// giveBackLater gives tokens of a lease back, apart from any request.
+func (s *RedisStore) giveBackLater(l *lease, tokens int64) {
+	if tokens > 0 {
+		s.background.Go(func() { s.giveBack(l, tokens) })
+	}
+}
+
+// giveBack gives tokens back that nobody will spend. If the call fails, they
+// stay debited: it is not known whether they are back.
+func (s *RedisStore) giveBack(l *lease, tokens int64) {
+	d := l.decision()
+	sp := Spend{Keys: l.keys, Cost: tokens}
+	t := takeTicket(&sp, &d, time.Now().Add(s.timeout))
+	defer t.release()
+	t.flags, t.lease = flagReturn, leaseTerms{id: l.id}
+	if err := s.ask(context.Background(), t); err != nil {
+		s.leases.lost.Add(uint64(tokens))
+		return
+	}
+	s.leases.returned.Add(uint64(tokens))
+}
+
+// Forget is Store's.
+func (s *RedisStore) Forget() {
+	s.denials.forget()
+	s.leases.forget(s.giveBackLater)
+}
+
+// Run is Store's.
+func (s *RedisStore) Run(ctx context.Context, log zerolog.Logger) {
+	s.log.Store(&log)
+	sweep := time.NewTicker(leaseSweep)
+	defer sweep.Stop()
+	for turn := 0; ; turn++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-sweep.C:
+			s.leases.sweep(s.giveBackLater)
+			if turn%10 == 0 {
+				s.denials.purge()
+			}
+		}
+	}
+}
 
 // Reset is Store's: no key is a full bucket. The keys are one user's, thus in
 // one slot of a cluster.
@@ -156,6 +310,7 @@ func (s *RedisStore) Reset(ctx context.Context, keys [][]byte) error {
 	if err := s.fleet.client.Unlink(ctx, names...).Err(); err != nil {
 		return explain(err)
 	}
+	s.Forget()
 	return nil
 }
 
@@ -164,16 +319,37 @@ func (s *RedisStore) Fleet() Fleet { return s.fleet }
 
 // Probe is Store's: the real script spends a token that is back after a
 // microsecond. So it finds also a Redis that answers but can't write: a
-// replica, or one that is out of memory or disk.
+// replica, or one that is out of memory or disk. Of a cluster one primary that works
+// is enough: users of the others must not cost all users the gateway.
 func (s *RedisStore) Probe(ctx context.Context) error {
+	err := s.probe(ctx, s.probeKey(0))
+	for i := 1; err != nil && s.cluster != nil && i < 8 && ctx.Err() == nil; i++ {
+		err = s.probe(ctx, s.probeKey(i))
+	}
+	return err
+}
+
+// probeKey is the key of a bucket for probes; i are keys in different slots.
+func (s *RedisStore) probeKey(i int) []byte {
+	if i == 0 {
+		return []byte(s.prefix + ":{!probe}")
+	}
+	return fmt.Appendf(nil, "%s:{!probe%d}", s.prefix, i)
+}
+
+func (s *RedisStore) probe(ctx context.Context, key []byte) error {
 	limit := Limit{Name: "probe", Capacity: MaxCapacity, Rate: Rate{n: 1, p: 1, text: "1000000/s"}}
 	d := Decision{Limits: []LimitState{{Limit: &limit}}}
-	sp := Spend{Cost: 1, Keys: [][]byte{s.probe}}
-	if err := s.decide(ctx, &sp, &d); err != nil {
-		return err
+	sp := Spend{Cost: 1, Keys: [][]byte{key}}
+	t := takeTicket(&sp, &d, time.Now().Add(s.timeout))
+	defer t.release()
+	ctx, cancel := context.WithCancel(ctx) // so that it is asked alone
+	defer cancel()
+	if err := s.ask(ctx, t); err != nil {
+		return s.trouble(err)
 	}
 	if !d.Allowed {
-		return fmt.Errorf("decide in redis: the bucket %s is empty", s.probe)
+		return fmt.Errorf("decide in redis: the bucket %s is empty", key)
 	}
 	return nil
 }
@@ -182,14 +358,25 @@ func (s *RedisStore) Probe(ctx context.Context) error {
 // up to a million of them.
 func (s *RedisStore) ActiveKeys() int { return s.active.count() }
 
-// WriteMetrics is Store's.
-func (s *RedisStore) WriteMetrics(w io.Writer) { s.metrics.set.WritePrometheus(w) }
+// Degraded is Store's.
+func (s *RedisStore) Degraded() error { return s.lanes.degraded() }
 
-// Close closes the connections. Decisions under way fail.
-func (s *RedisStore) Close() error {
-	if d := s.shared.Load(); d != nil {
-		d.cancel()
+// WriteMetrics is Store's.
+func (s *RedisStore) WriteMetrics(w io.Writer) {
+	s.metrics.set.WritePrometheus(w)
+	for event, n := range map[string]uint64{
+		"granted": s.leases.granted.Load(), "returned": s.leases.returned.Load(), "lost": s.leases.lost.Load(),
+	} {
+		metrics.WriteCounterUint64(w, `r8limiter_lease_tokens_total{event="`+event+`"}`, n)
 	}
+}
+
+// Close gives the leases back and closes the connections. Decisions under way
+// fail.
+func (s *RedisStore) Close() error {
+	s.leases.forget(s.giveBackLater)
+	s.end()
+	s.background.Wait()
 	if err := errors.Join(s.client.Close(), s.fleet.close()); err != nil {
 		return fmt.Errorf("close redis: %w", err)
 	}

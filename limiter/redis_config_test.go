@@ -135,7 +135,7 @@ func TestStoreSendsNothingTwice(t *testing.T) {
 	if o.MaxRetries != -1 || o.DialerRetries != 1 || !o.ContextTimeoutEnabled {
 		t.Errorf("options allow retries or forget deadlines: %+v", o)
 	}
-	var command redis.Cmder = newCall("sha", 1)
+	var command redis.Cmder = new(call)
 	if !command.NoRetry() {
 		t.Error("a cluster client would send a call again")
 	}
@@ -189,14 +189,25 @@ func TestRefusalsAreCountedByKind(t *testing.T) {
 }
 
 func TestAnswerOfTheWrongSizeIsAnError(t *testing.T) {
-	d := Decision{Limits: make([]LimitState, 1)}
-	for _, answer := range []string{"", "A", "A" + strings.Repeat("x", 12), "A" + strings.Repeat("x", 14)} {
-		if err := readAnswer(answer, &d); !errors.Is(err, errAnswer) {
-			t.Errorf("%q: got %v", answer, err)
-		}
+	limit := "A" + strings.Repeat("x", 13)
+	tests := map[string][2]error{
+		"": {errAnswer, errAnswer}, "A": {errAnswer, errAnswer}, "M": {errAnswer, errAnswer},
+		limit: {errAnswer, errAnswer}, limit + limit + "A": {errAnswer, errAnswer},
+		limit + limit[:13]: {errAnswer, errAnswer}, "Z" + limit[1:] + limit: {errAnswer, errAnswer},
+		"M" + limit: {ErrKeyReused, nil}, limit + "X": {nil, errForeign}, limit + limit: {nil, nil},
 	}
-	if err := readAnswer("M", &d); !errors.Is(err, ErrKeyReused) {
-		t.Errorf("M: got %v", err)
+	for answer, want := range tests {
+		c := call{StringCmd: redis.NewStringCmd(t.Context())}
+		for range want {
+			c.add(&ticket{spend: &Spend{}, decision: &Decision{Limits: []LimitState{{Limit: slowLimit(1)}}}})
+		}
+		c.SetVal(answer)
+		c.read()
+		for i, t1 := range c.tickets {
+			if !errors.Is(t1.err, want[i]) || (t1.err == nil) != (want[i] == nil) {
+				t.Errorf("%q: decision %d: got %v, want %v", answer, i, t1.err, want[i])
+			}
+		}
 	}
 }
 

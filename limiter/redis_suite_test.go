@@ -1,6 +1,7 @@
 package limiter
 
 import (
+	"context"
 	"encoding/binary"
 	"testing"
 	"time"
@@ -15,15 +16,24 @@ func openRedisSuite(t *testing.T, server *redisServer) testedStore {
 	t.Helper()
 	server.do(t, "FLUSHALL")
 	script := withClock(t, lua.Decide)
-	script = replaceOnce(t, script, "call('SET', key, value, 'PX', life(debt, progress, n, p))", "call('SET', key, value)")
+	script = replaceOnce(t, script, "call('SET', key, value, 'PX', ms)", "call('SET', key, value)")
 	store := openRedis(t, RedisConfig{URL: "unix://" + server.socket, Timeout: 5 * time.Second}, script)
 	c := standingClock{server: server, redis: firstDay}
 	server.setClock(t, firstDay)
 	return testedStore{
-		Store:   store,
+		Store:   forgetful{store},
 		now:     func() int64 { return c.skipped + c.redis },
 		advance: func(d time.Duration) { c.advance(t, d.Microseconds()) },
 	}
+}
+
+// forgetful asks Redis each time: the suite moves the clock and changes limits
+// behind the store's back.
+type forgetful struct{ *RedisStore }
+
+func (s forgetful) Decide(ctx context.Context, sp *Spend, d *Decision) error {
+	s.Forget()
+	return s.RedisStore.Decide(ctx, sp, d)
 }
 
 const (

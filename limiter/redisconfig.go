@@ -27,9 +27,41 @@ type RedisConfig struct {
 	// Timeout bounds one decision, waiting for a connection and dialing
 	// included: 1ms to 10s, 0 for 50ms.
 	Timeout time.Duration `yaml:"timeout"`
+	// Leases are for resources of precision "leased".
+	Leases LeaseConfig `yaml:"leases"`
 	// KeyPrefix begins every key: at most 32 of A-Z a-z 0-9 _ . -, "" for r8.
 	// Gateways with the same prefix share their buckets.
 	KeyPrefix string `yaml:"key_prefix"`
+}
+
+// LeaseConfig bounds what a gateway may keep in advance of a bucket.
+type LeaseConfig struct {
+	// TTL is how long a gateway may spend a lease: 500ms to 10s, 0 for 1s. A
+	// crash of the gateway loses what it had left of it.
+	TTL time.Duration `yaml:"ttl"`
+	// Share is how much of what a bucket has left one lease may be, in percent: 1
+	// to 50, 0 for 20.
+	Share int64 `yaml:"share"`
+}
+
+func (c *LeaseConfig) validate(report func(path, problem string)) {
+	if c.TTL != 0 && (c.TTL < 500*time.Millisecond || c.TTL > 10*time.Second) {
+		report("ttl", fmt.Sprintf("%v is not between 500ms and 10s", c.TTL))
+	}
+	if c.Share < 0 || c.Share > 50 {
+		report("share", fmt.Sprintf("must be from 1 to 50 percent, is %d", c.Share))
+	}
+}
+
+// orDefault is c with what it leaves open.
+func (c LeaseConfig) orDefault() LeaseConfig {
+	if c.TTL == 0 {
+		c.TTL = time.Second
+	}
+	if c.Share == 0 {
+		c.Share = 20
+	}
+	return c
 }
 
 var validKeyPrefix = regexp.MustCompile(`^[A-Za-z0-9_.-]{0,32}$`)
@@ -43,6 +75,7 @@ func (c *RedisConfig) Validate(report func(path, problem string)) {
 	if c.Timeout != 0 && (c.Timeout < time.Millisecond || c.Timeout > 10*time.Second) {
 		report("timeout", fmt.Sprintf("%v is not between 1ms and 10s", c.Timeout))
 	}
+	c.Leases.validate(below("leases", report))
 	if !validKeyPrefix.MatchString(c.KeyPrefix) {
 		report("key_prefix", fmt.Sprintf("%q must be at most 32 of the characters A-Z a-z 0-9 _ . -", c.KeyPrefix))
 	}

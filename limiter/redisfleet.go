@@ -33,7 +33,7 @@ const activeSketchTTL = 30 * time.Second
 // in one slot of a cluster, and bounded: see Bucketings, MaxOverrides and so on. It has
 // connections of its own, so that no decision ever waits for one of them.
 type redisFleet struct {
-	client *redis.Client
+	client redis.UniversalClient
 	prefix string // of every key, with the colon
 	active *activeKeys
 	change *redis.Script

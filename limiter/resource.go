@@ -21,6 +21,9 @@ type rules struct {
 	limits   []Limit
 	suffixes []string // what each adds to its key
 	smallest int64    // capacity of those that decide
+	local    []Limit  // this gateway's share of each, for when the store fails
+	policy   Policy   // what decides then
+	leased   bool     // the store may keep tokens in advance
 }
 
 // Source says where the limits of a resource come from.
@@ -50,21 +53,29 @@ type counts struct {
 
 // newRules builds the rules of c; name is what a single limit is called. Only
 // limits from a list have a part of their own in the key.
-func newRules(c *ResourceConfig, name string) *rules {
-	r := &rules{smallest: MaxCapacity}
+//
+// How the store is used is the file's to say: common for all resources, and base
+// for this one.
+func newRules(c *ResourceConfig, name string, common *Config, base *ResourceConfig) *rules {
+	r := &rules{smallest: MaxCapacity, policy: common.OnStoreError, leased: base.Precision == leased}
+	if base.OnStoreError != "" {
+		r.policy = base.OnStoreError
+	}
 	for _, l := range c.limits(name) {
 		suffix := ""
 		// One that is named after the resource is the same in a list as alone.
 		if len(c.Limits) > 0 && (l.Name != name || l.Scope != PerUser) {
 			suffix = string(appendPart([]byte(":"), l.Name))
 		}
-		r.add(l, suffix)
+		r.add(l, suffix, common.Replicas)
+		r.leased = r.leased && !l.Shadow // a persisted one may be a shadow
 	}
 	return r
 }
 
-func (r *rules) add(l Limit, suffix string) {
+func (r *rules) add(l Limit, suffix string, gateways int64) {
 	r.limits = append(r.limits, l)
+	r.local = append(r.local, l.share(gateways))
 	r.suffixes = append(r.suffixes, suffix)
 	if !l.Shadow {
 		r.smallest = min(r.smallest, l.Capacity)
@@ -108,10 +119,10 @@ func build(c *Config, byDefault *rules, s Settings, old *inForce) *inForce {
 		}
 	}
 	for name, rc := range c.Resources {
-		f.add(name, newRules(&rc, name), FromConfig, old)
+		f.add(name, newRules(&rc, name, c, &rc), FromConfig, old)
 	}
 	for name, rc := range s.Resources {
-		f.add(name, newRules(&rc, name), FromPersisted, old)
+		f.add(name, newRules(&rc, name, c, c.resource(name)), FromPersisted, old)
 	}
 	if len(s.Overrides) > 0 {
 		f.overrides = map[string][]override{}
@@ -122,9 +133,17 @@ func build(c *Config, byDefault *rules, s Settings, old *inForce) *inForce {
 		if res, ok := f.resources[o.Resource]; ok {
 			base = res.rules
 		}
-		f.overrides[o.User] = append(f.overrides[o.User], o.running(f.taken, base))
+		f.overrides[o.User] = append(f.overrides[o.User], o.running(f.taken, c, base))
 	}
 	return f
+}
+
+// resource is what the file says of a resource.
+func (c *Config) resource(name string) *ResourceConfig {
+	if rc, ok := c.Resources[name]; ok {
+		return &rc
+	}
+	return &c.Default
 }
 
 func (f *inForce) add(name string, r *rules, source Source, old *inForce) {
@@ -139,7 +158,7 @@ func (f *inForce) add(name string, r *rules, source Source, old *inForce) {
 
 // running is o as it runs. Its limit stands for those that are the user's own; what
 // users share and what is only a shadow stays.
-func (o *Override) running(now time.Time, base *rules) override {
+func (o *Override) running(now time.Time, common *Config, base *rules) override {
 	r := override{resource: o.Resource}
 	switch {
 	case o.Exempt:
@@ -148,10 +167,11 @@ func (o *Override) running(now time.Time, base *rules) override {
 		r.verdict = block
 	default:
 		c := o.config()
-		r.rules = newRules(&c, o.Resource)
+		r.rules = newRules(&c, o.Resource, common, common.resource(o.Resource))
 		for i, l := range base.limits {
 			if l.Scope == PerResource || l.Shadow {
-				r.rules.add(l, base.suffixes[i])
+				r.rules.add(l, base.suffixes[i], common.Replicas)
+				r.rules.leased = r.rules.leased && !l.Shadow
 			}
 		}
 	}

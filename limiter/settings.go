@@ -104,11 +104,6 @@ type Change struct {
 	DropOverrides []Override // by their User and Resource
 }
 
-// settles says whether the change is one of the settings.
-func (c *Change) settles() bool {
-	return c.SetLimits != nil || c.DropLimits || c.SetOverride != nil || len(c.DropOverrides) > 0
-}
-
 // overrideField is the name under which an override is kept. Users and
 // resources may hold any byte: escaped, neither has the separator.
 func overrideField(user, resource string) string {

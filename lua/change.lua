@@ -11,7 +11,8 @@
 -- ARGV   [1] the entry, [2] how many entries are kept, [3] channel to tell the version on,
 --        then five for each operation: 'limits' or 'override'; the field; the value, or '' to
 --        drop the field; how many fields there may be at most; and
---        for an override its time to live in ms, 0 for good. Without any operation the version stays.
+--        for an override its time to live in ms, 0 for good. Without any operation the gateways are told all the same:
+--        they forget what they remember of buckets.
 -- Returns 1, or 0 if there are too many fields already and nothing was changed.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -41,9 +42,7 @@ for i = 4, #ARGV, 5 do
 end
 redis.call('LPUSH', KEYS[5], string.format('%.0f ', now) .. ARGV[1])
 redis.call('LTRIM', KEYS[5], 0, ARGV[2] - 1)
-if #ARGV > 3 then
-  local version = math.max(tonumber(redis.call('GET', KEYS[4]) or 0) + 1, time[1] * 1000000 + time[2])
-  redis.call('SET', KEYS[4], string.format('%.0f', version))
-  redis.call('PUBLISH', ARGV[3], string.format('%.0f', version))
-end
+local version = math.max(tonumber(redis.call('GET', KEYS[4]) or 0) + 1, time[1] * 1000000 + time[2])
+redis.call('SET', KEYS[4], string.format('%.0f', version))
+redis.call('PUBLISH', ARGV[3], string.format('%.0f', version))
 return 1

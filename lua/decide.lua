@@ -1,40 +1,47 @@
 #!lua
--- One decision over all limits of a request: spends the cost from every bucket
--- or from none. limiter/bucket.go is the reference; every figure here is equal.
+-- Decisions, one after another in one atomic step: each spends its cost from every bucket of its
+-- limits or from none. limiter/bucket.go is the reference; every figure here is equal.
 --
--- KEYS   the buckets, one for each limit; then, if an idempotency TTL is given,
---        the idempotency record. A bucket may be named twice: it is charged once, for all is
---        read before the first write.
--- ARGV   [1] one big-endian packed string:
---          I4 cost in tokens, I6 idempotency TTL in ms (0: no record), then for each limit
---          I1 shadow (1) or not (0), I4 capacity in tokens, I4 n, I7 p
+-- KEYS   for each decision its buckets, one for each limit, and then, if it has one, its
+--        idempotency record. A bucket may be named twice in a decision: it is charged once, for all
+--        of a decision is read before its first write. Decisions see what those before them wrote.
+-- ARGV   [1] one big-endian packed string, for each decision:
+--          I1 flags, I1 number of limits, I4 cost in tokens,
+--          flag 1 (it has a record): I6 time to live of the record in ms
+--          flag 2 (owed): spend the cost in any case, down to empty buckets
+--          flag 4 (refund): the cost goes back
+--          flag 8 (lease): I5 lease, I4 tokens that its holder still has at most, I4 tokens wanted,
+--                  I2 share of what is left that it may get, in thousandths, I4 time to live in ms
+--          flag 16 (return): I5 lease; the cost is what its holder did not spend
+--          then for each limit: I1 shadow (1) or not (0), I4 capacity in tokens, I4 n, I7 p
 --        The bucket gains n tokens every p microseconds: n < 2^27, p < 2^52, n <= p.
--- Returns one big-endian packed string:
---          c1 A(llowed), D(enied), R(eplayed), M(ismatch: the record holds another cost), then,
---          except after M, for each limit: I1 denied (1) or not, I4 debt in tokens, i8 progress.
+-- Returns one big-endian packed string, for each decision:
+--          c1 A(llowed), D(enied), R(eplayed), M(ismatch: the record holds another cost),
+--          X (a key holds something that is no bucket); then, except after M and X,
+--          flag 8: I4 tokens that the lease got, and
+--          for each limit: I1 denied (1) or not, I4 debt in tokens, i8 progress.
 --        Debt - progress/p tokens are missing now, after this decision.
 --
 -- Bucket: '>I4I7' debt in whole tokens, and the moment in microseconds at which that was exact;
--- and '>I4' frac only if that moment is frac/n microseconds later. Its time to live is the time
--- to full, in ms rounded up (a ms more where that takes numbers above 2^53): no key, full bucket. A rate that became
--- slower lengthens it with the next charge or refusal; a bucket that nobody asks lives for the time of the old rate. Record: the cost in decimal.
+-- '>I4' frac only if that moment is frac/n microseconds later; and for each lease '>I5I4I6': lease,
+-- tokens that its holder has at most, and when it ends, in ms. Its time to live is the time
+-- to full, in ms rounded up (a ms more where that takes numbers above 2^53), and not less than that of a
+-- lease: no key, full bucket. A rate that became slower lengthens it with the next charge or refusal; a
+-- bucket that nobody asks lives for the time of the old rate. Record: the cost in decimal.
 --
--- Measured on Redis 7.0.15, 2 cores, 1,000,000 buckets of users with ids of 20 bytes (keys like
--- r8:{u:01234567890123456789}:read): used_memory per bucket, and usec_per_call of EVALSHA when a bucket is created, charged again, refused.
---   packed string           161 B   8.0 us   7.7 us   5.2 us
---   text string 'debt at'   177 B   8.1 us   8.5 us   6.0 us
---   hash of two fields      177 B   8.9 us   8.8 us   6.3 us   (HMGET, HSET, PEXPIRE)
--- (Measured before a refusal lengthened the life of its bucket, which is one PEXPIRE more.)
--- One packed ARGV instead of six in decimal: 0.2 to 1.1 us less.
+-- A lease's tokens are debt from the moment it is given, before any is spent. Until it ends, the
+-- debt does not refill below what leases hold: bucket and leases together never hold more than
+-- the capacity, so no window admits more than capacity and refill, whoever spends.
 --
 -- Every number is a double that holds an integer below 2^53, so it is exact (microseconds until the
 -- year 2255). All is checked before the first write; with the header `#!lua` (Redis 7.0 or later)
 -- Redis also refuses a script that could not write (OOM, replica, disk) before it starts, not in
 -- the middle.
-local unpack, pack, floor = struct.unpack, struct.pack, math.floor
-local call = redis.call
+local unpack, pack, floor, ceil, sub = struct.unpack, struct.pack, math.floor, math.ceil, string.sub
+local call, pcall = redis.call, redis.pcall
 local TWO26, TWO53 = 67108864, 9007199254740992
 local MAX_AHEAD = 60000000 -- us that a bucket may lie in the future before it is brought back
+local MAX_LEASES = 16 -- of a bucket
 
 -- floor((r*n - frac) / p) and what is left over, for 0 <= r < p. r*n may need
 -- 79 bits: then the quotient is estimated, off by one at most, and the
@@ -55,70 +62,150 @@ local function divide(r, n, frac, p)
   return q, left
 end
 
--- The bucket's debt and progress now, and whether its moment had to be brought back to now.
+-- The bucket's debt and progress now, whether its moment had to be brought back to now, and its
+-- leases. No debt where the key holds no bucket.
 local function level(value, now, n, p)
-  if not value then return 0, 0, false end
-  local size = #value
-  if size ~= 11 and size ~= 15 then error({err = 'ERR a bucket key holds something else'}) end
+  if not value then return 0, 0, false, '' end
+  local size = type(value) == 'string' and #value or 0
+  local form, leases = size % 15, ''
+  if size < 11 or (form ~= 0 and form ~= 11) then return nil end
   local debt, at = unpack('>I4I7', value)
-  local frac = size == 15 and unpack('>I4', value, 12) or 0
+  local frac = form == 0 and unpack('>I4', value, 12) or 0
+  if size > 15 then leases = sub(value, form == 0 and 16 or 12) end
   if frac >= n then at, frac = at + 1, 0 end -- the rate was changed
-  if at - now > MAX_AHEAD then return debt, 0, true end
+  if at - now > MAX_AHEAD then return debt, 0, true, leases end
   local elapsed = now - at
-  if elapsed <= 0 then return debt, elapsed * n - frac, false end
+  if elapsed <= 0 then return debt, elapsed * n - frac, false, leases end
   local whole = floor(elapsed / p)
   local more, progress = divide(elapsed - whole * p, n, frac, p)
   debt = debt - whole * n - more
-  if debt <= 0 then return 0, 0, false end
-  return debt, progress, false
+  if debt <= 0 then return 0, 0, false, leases end
+  return debt, progress, false, leases
+end
+
+-- Of the leases that have not ended: the tokens they hold, those but the one of that id, the tokens
+-- of that one, and when the last ends, in ms.
+local function outstanding(leases, id, ms)
+  local sum, others, own, last = 0, '', 0, 0
+  for i = 1, #leases, 15 do
+    local each, tokens, ends = unpack('>I5I4I6', leases, i)
+    if ends > ms then
+      sum = sum + tokens
+      if ends > last then last = ends end
+      if each == id then own = tokens else others = others .. sub(leases, i, i + 14) end
+    end
+  end
+  return sum, others, own, last
 end
 
 -- The time to full in ms, rounded up.
 local function life(debt, progress, n, p)
   local missing = debt * p - progress
-  local ms = math.ceil(missing / n / 1000)
+  local ms = ceil(missing / n / 1000)
   if missing >= TWO53 then ms = ms + 1 end -- it was rounded: better a millisecond late than early
   return math.min(ms, 9007199254740)
 end
 
-local function write(key, now, debt, progress, n, p)
-  local back = math.ceil(progress / n) -- so long ago, progress was 0
+local function write(key, now, debt, progress, n, p, leases, keep)
+  local back = ceil(progress / n) -- so long ago, progress was 0
   local frac = back * n - progress
   local value = pack('>I4I7', debt, now - back)
   if frac > 0 then value = value .. pack('>I4', frac) end
-  call('SET', key, value, 'PX', life(debt, progress, n, p))
+  local ms = life(debt, progress, n, p)
+  if leases ~= '' then value, ms = value .. leases, math.max(ms, keep, 1) end
+  if debt <= 0 and leases == '' then call('DEL', key) return end
+  call('SET', key, value, 'PX', ms)
 end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local params = ARGV[1]
-local cost, ttl, position = unpack('>I4I6', params)
-local limits, record, status = #KEYS, nil, 'A'
-if ttl > 0 then
-  record = KEYS[limits]
-  limits = limits - 1
-  local known = call('GET', record)
-  if known and tonumber(known) ~= cost then return 'M' end
-  if known then status = 'R' end
-end
-local replayed = status == 'R'
+local ms = floor(now / 1000)
+local params, size, position, first = ARGV[1], #ARGV[1], 1, 1
+local answers, shadows, capacities, ns, ps = {}, {}, {}, {}, {}
+local refused, debts, progresses, moved, leases, others, keeps = {}, {}, {}, {}, {}, {}, {}
 
-local refused, debts, progresses, ns, ps, moved = {}, {}, {}, {}, {}, {}
-for i = 1, limits do
-  local shadow, capacity
-  shadow, capacity, ns[i], ps[i], position = unpack('>BI4I4I7', params, position)
-  debts[i], progresses[i], moved[i] = level(call('GET', KEYS[i]), now, ns[i], ps[i])
-  refused[i] = not replayed and cost > 0 and debts[i] + cost > capacity
-  if refused[i] and shadow == 0 then status = 'D' end
-end
+while position <= size do
+  local flags, limits, cost, lease, held, want, share, ttl
+  local status, record, recordTTL = 'A', nil, 0
+  flags, limits, cost, position = unpack('>BBI4', params, position)
+  local key = first - 1
+  first = first + limits
+  local refund, owed = false, false
+  if flags > 0 then
+    if flags % 2 == 1 then
+      recordTTL, position = unpack('>I6', params, position)
+      record = KEYS[first]
+      first = first + 1
+      local known = pcall('GET', record)
+      if type(known) == 'table' then status = 'X'
+      elseif known and tonumber(known) ~= cost then status = 'M'
+      elseif known then status = 'R' end
+    end
+    owed, refund = floor(flags / 2) % 2 == 1, floor(flags / 4) % 2 == 1 or flags >= 16
+    if flags >= 16 then lease, position = unpack('>I5', params, position)
+    elseif flags >= 8 then lease, held, want, share, ttl, position = unpack('>I5I4I4I2I4', params, position) end
+  end
 
-local answer = status
-for i = 1, limits do
-  local charge = status == 'A' and cost > 0 and not refused[i]
-  if charge then debts[i] = debts[i] + cost end
-  if charge or moved[i] then write(KEYS[i], now, debts[i], progresses[i], ns[i], ps[i])
-  elseif refused[i] then call('PEXPIRE', KEYS[i], life(debts[i], progresses[i], ns[i], ps[i]), 'GT') end
-  answer = answer .. pack('>BI4i8', refused[i] and 1 or 0, debts[i], progresses[i])
+  for i = 1, limits do
+    shadows[i], capacities[i], ns[i], ps[i], position = unpack('>BI4I4I7', params, position)
+    local debt, progress, least = 0, 0, 0
+    debt, progress, moved[i], leases[i] = level(pcall('GET', KEYS[key + i]), now, ns[i], ps[i])
+    if not debt then
+      status, debt, progress, leases[i] = 'X', 0, 0, ''
+    end
+    if leases[i] ~= '' or lease then
+      local sum, rest, own, last = outstanding(leases[i], lease, ms)
+      if debt < sum or debt == sum and progress > 0 then debt, progress = sum, 0 end
+      if sum == 0 then leases[i] = '' end
+      others[i], keeps[i], least = rest, last - ms, sum
+      if flags >= 16 then
+        debt, leases[i] = debt - math.min(cost, own), rest
+        moved[i] = moved[i] or own > 0
+      end
+    end
+    if refund and flags < 16 then
+      debt = math.max(debt - cost, least)
+      if debt == least then progress = math.min(progress, 0) end
+    end
+    debts[i], progresses[i] = debt, progress
+    refused[i] = status ~= 'R' and cost > 0 and not owed and not refund and debt + cost > capacities[i]
+    if refused[i] and shadows[i] == 0 and status == 'A' then status = 'D' end
+  end
+
+  local answer = status
+  if status == 'M' or status == 'X' then limits = 0 end
+  if lease and not refund and limits > 0 then
+    local got = 0
+    if status == 'A' then
+      got = want
+      for i = 1, limits do
+        got = math.min(got, floor((capacities[i] - debts[i] - cost) * share / 1000))
+        if #others[i] >= MAX_LEASES * 15 then got = 0 end
+      end
+      if got <= cost then got = 0 end
+    end
+    if got > 0 then
+      for i = 1, limits do
+        debts[i] = debts[i] + got
+        leases[i] = others[i] .. pack('>I5I4I6', lease, held + got, ms + ttl)
+        keeps[i] = math.max(keeps[i], ttl)
+      end
+    end
+    answer = answer .. pack('>I4', got)
+  end
+  for i = 1, limits do
+    local charge = status == 'A' and cost > 0 and not refused[i]
+    if charge and not refund then
+      debts[i] = owed and math.max(debts[i], math.min(debts[i] + cost, capacities[i])) or debts[i] + cost
+    end
+    if charge or moved[i] then
+      write(KEYS[key + i], now, debts[i], progresses[i], ns[i], ps[i], leases[i], keeps[i])
+    elseif refused[i] then
+      call('PEXPIRE', KEYS[key + i], life(debts[i], progresses[i], ns[i], ps[i]), 'GT')
+    end
+    answer = answer .. pack('>BI4i8', refused[i] and 1 or 0, debts[i], progresses[i])
+  end
+  if record and status == 'A' then call('SET', record, string.format('%.0f', cost), 'PX', recordTTL) end
+  answers[#answers + 1] = answer
 end
-if record and status == 'A' then call('SET', record, string.format('%.0f', cost), 'PX', ttl) end
-return answer
+return table.concat(answers)

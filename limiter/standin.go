@@ -1,0 +1,221 @@
+package limiter
+
+import (
+	"context"
+	"hash/maphash"
+	"math/big"
+	"math/bits"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Policy says what decides while the store does not answer.
+type Policy string
+
+// The policies: a bucket of this process stands in, or all is allowed, or
+// nothing is.
+const (
+	StandInLocal Policy = "local"
+	StandInAllow Policy = "allow"
+	StandInDeny  Policy = "deny"
+)
+
+// StandIn is what a decision was made by when the store could not make it.
+type StandIn uint8
+
+// The stand-ins: none, or the bucket of this process, or nothing at all.
+const (
+	NoStandIn StandIn = iota
+	LocalBucket
+	AllowedUnasked
+)
+
+// String is the word for logs; "" for NoStandIn.
+func (s StandIn) String() string {
+	return [...]string{"", string(StandInLocal), string(StandInAllow)}[s]
+}
+
+// standIn decides in place of a store that could not, by the resource's policy.
+// It returns err where that says that nothing is allowed.
+func (l *Limiter) standIn(w *work, res *resource, req *Request, d *Decision, err error) error {
+	switch res.rules.policy {
+	case StandInAllow:
+		d.Limits, d.binding = d.Limits[:0], 0
+		d.Allowed, d.Replayed, d.StandIn, d.spared = !d.Never, false, AllowedUnasked, res.rules.smallest
+		return nil
+	case StandInLocal:
+		return l.standInLocally(w, res, req, d)
+	}
+	return err
+}
+
+// standInLocally decides by this gateway's share of each limit.
+func (l *Limiter) standInLocally(w *work, res *resource, req *Request, d *Decision) error {
+	for i := range d.Limits {
+		d.Limits[i] = LimitState{Limit: &res.rules.local[i]}
+	}
+	d.StandIn = LocalBucket
+	if err := l.local.Decide(context.Background(), &w.spend, d); err != nil {
+		return describe(err)
+	}
+	if d.Allowed && !d.Replayed && w.spend.Cost > 0 {
+		l.owed.add(&w.spend, d, res.rules.limits)
+	}
+	d.finish(req.Cost)
+	return nil
+}
+
+// share is a limit divided among gateways, rounded down but never to nothing.
+func (l *Limit) share(gateways int64) Limit {
+	s := *l
+	if gateways > 1 {
+		s.Capacity = max(1, l.Capacity/gateways)
+		s.Rate = l.Rate.share(gateways)
+	}
+	return s
+}
+
+// share is the rate divided by a number; where that takes too many digits,
+// rounded down to whole microseconds a token. The slowest rate is not divided.
+func (r Rate) share(by int64) Rate {
+	exact := new(big.Rat).Quo(big.NewRat(r.n, r.p), new(big.Rat).SetInt64(by))
+	s, err := newRate(exact)
+	if err != nil {
+		hi, lo := bits.Mul64(uint64(r.p), uint64(by))
+		s = Rate{n: 1, p: min(ceilDiv(hi, lo, uint64(r.n)), slowest)}
+	}
+	s.text = perSecond(s)
+	return s
+}
+
+// perSecond is the text of a rate that nobody wrote.
+func perSecond(r Rate) string {
+	return strconv.FormatFloat(r.PerSecond(), 'g', 6, 64) + "/s"
+}
+
+const (
+	debtShards = 16
+	// debtShardMax bounds the buckets whose local spends are remembered.
+	debtShardMax = 100_000 / debtShards
+)
+
+// debts are what was spent locally while the store was away, to be debited from
+// its buckets when it is back. Bounded: what finds no room is not debited.
+type debts struct {
+	seed    maphash.Seed
+	count   atomic.Int64
+	dropped atomic.Uint64 // tokens that found no room
+	settled atomic.Uint64 // tokens that were debited
+	shards  [debtShards]debtShard
+}
+
+type debtShard struct {
+	mu   sync.Mutex // guards owed
+	owed map[string]*debt
+	_    [48]byte // neighbours don't share a cache line
+}
+
+// debt is what is owed to one bucket.
+type debt struct {
+	key    []byte
+	limit  *Limit // of the store, not the share
+	tokens int64
+}
+
+func (o *debts) init() {
+	o.seed = maphash.MakeSeed()
+	for i := range o.shards {
+		o.shards[i].owed = map[string]*debt{}
+	}
+}
+
+// add notes a local spend, of limits as the store has them.
+func (o *debts) add(sp *Spend, d *Decision, limits []Limit) {
+	for i, key := range sp.Keys {
+		if d.Limits[i].Denied { // a shadow
+			continue
+		}
+		sh := &o.shards[maphash.Bytes(o.seed, key)%debtShards]
+		sh.mu.Lock()
+		owed, ok := sh.owed[string(key)]
+		if !ok && len(sh.owed) < debtShardMax {
+			owed = &debt{key: append([]byte(nil), key...), limit: &limits[i]}
+			sh.owed[string(key)] = owed
+			o.count.Add(1)
+		}
+		if owed == nil {
+			o.dropped.Add(uint64(sp.Cost))
+		} else {
+			owed.tokens += sp.Cost
+		}
+		sh.mu.Unlock()
+	}
+}
+
+// take removes at most n debts.
+func (o *debts) take(n int) []*debt {
+	var taken []*debt
+	for i := range o.shards {
+		sh := &o.shards[i]
+		sh.mu.Lock()
+		for key, owed := range sh.owed {
+			if len(taken) == n {
+				break
+			}
+			delete(sh.owed, key)
+			o.count.Add(-1)
+			taken = append(taken, owed)
+		}
+		sh.mu.Unlock()
+	}
+	return taken
+}
+
+const (
+	settleBatch = 256
+	// settleTries is how often a debit is tried; then it is given up.
+	settleTries = 3
+	// settleTTL is how long Redis remembers that a debit was made.
+	settleTTL = time.Minute
+)
+
+// settle debits what was spent locally from the store's buckets: as much of it
+// as the local bucket is still short of, since the rest has been refilled. It
+// does nothing while the store fails.
+func (l *Limiter) settle(ctx context.Context) {
+	for l.owed.count.Load() > 0 && l.store.Degraded() == nil && ctx.Err() == nil {
+		var batch sync.WaitGroup
+		for _, owed := range l.owed.take(settleBatch) {
+			batch.Go(func() { l.settleOne(owed) })
+		}
+		batch.Wait()
+	}
+}
+
+// settleOne debits one bucket, at most settleTries times the same debit.
+func (l *Limiter) settleOne(owed *debt) {
+	share := owed.limit.share(l.config.Replicas)
+	look := Decision{Limits: []LimitState{{Limit: &share}}}
+	if err := l.local.Decide(context.Background(), &Spend{Keys: [][]byte{owed.key}}, &look); err != nil {
+		return
+	}
+	cost := min(owed.tokens, look.Limits[0].Level.Debt, owed.limit.Capacity)
+	if cost <= 0 {
+		return
+	}
+	id := append(append(append([]byte(nil), hashTag(owed.key)...), "!owed:"...), l.sync.gateway...)
+	sp := Spend{
+		Cost: cost, Keys: [][]byte{owed.key}, Owed: true, IdempotencyTTL: settleTTL,
+		IdempotencyKey: strconv.AppendUint(append(id, ':'), l.settlements.Add(1), 10),
+	}
+	for range settleTries {
+		d := Decision{Limits: []LimitState{{Limit: owed.limit}}}
+		if err := l.store.Decide(context.Background(), &sp, &d); err == nil {
+			l.owed.settled.Add(uint64(cost))
+			return
+		}
+	}
+	l.owed.dropped.Add(uint64(cost))
+}
