@@ -4,12 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -56,7 +56,7 @@ func (p *process) awaitUp(up func() bool) error {
 // failure is why the process ended by itself.
 func (p *process) failure() error {
 	log := p.log.String()
-	if bytes.Contains([]byte(log), []byte("Address already in use")) {
+	if strings.Contains(log, "Address already in use") {
 		return fmt.Errorf("start redis-server: %w\n%s", syscall.EADDRINUSE, log)
 	}
 	return errors.New("redis-server ended by itself\n" + log)
@@ -102,8 +102,6 @@ type tail struct {
 	mu   sync.Mutex // guards text
 	text []byte
 }
-
-var _ io.Writer = (*tail)(nil)
 
 const tailBytes = 8 << 10
 

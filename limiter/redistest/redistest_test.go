@@ -77,7 +77,9 @@ func TestServersEndWithTheTest(t *testing.T) {
 		restarted := Start(t)
 		pids = append(pids, restarted.Pid())
 		restarted.Restart(t)
-		for _, s := range []*Server{paused, killed, restarted} {
+		writing := Start(t)
+		writing.Do(t, "CONFIG", "SET", "appendonly", "yes") // forks a child that writes
+		for _, s := range []*Server{paused, killed, restarted, writing} {
 			pids, dirs = append(pids, s.Pid()), append(dirs, s.dir)
 		}
 	})

@@ -52,7 +52,10 @@ func newDir(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() {
+		// A child that a killed server left may still write its snapshot.
+		poll(t, "the directory of a server is removed", func() bool { return os.RemoveAll(dir) == nil })
+	})
 	return dir
 }
 
