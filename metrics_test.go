@@ -5,6 +5,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/r8limiter/r8limiter/limiter/redistest"
 )
 
 // withoutHelp are the lines of an exposition that no `# HELP` with a text covers.
@@ -30,7 +32,7 @@ func withoutHelp(exposition string) (lines []string) {
 
 // A metric that is new must get its text in admin's table.
 func TestEveryFamilyOfARunningServerHasHelp(t *testing.T) {
-	socket, _ := startRedis(t)
+	socket := redistest.Start(t).Socket()
 	upstream := httptestServer(t, func(http.ResponseWriter, *http.Request) {})
 	for store, redis := range map[string]string{"memory": "", "redis": `redis: {url: "unix://` + socket + `", timeout: 5s}`} {
 		s := start(t, `

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/r8limiter/r8limiter/limiter/redistest"
 )
 
 // readme is the text of README.md.
@@ -127,7 +129,7 @@ func startExample(t *testing.T) *started {
 // TestReadmeMetricsExist looks for every metric that the documentation names in
 // what a gateway with Redis shows.
 func TestReadmeMetricsExist(t *testing.T) {
-	socket, _ := startRedis(t)
+	socket := redistest.Start(t).Socket()
 	g := startGateway(t, httptestServer(t, func(http.ResponseWriter, *http.Request) {}), socket)
 	ask(t, g.proxy+"/")
 	_, metrics := ask(t, g.control+"/metrics")

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/r8limiter/r8limiter/limiter/redistest"
 )
 
 // secretive is a configuration with a secret in every place that can hold one.
@@ -107,7 +109,7 @@ func TestPasswordOfEveryKindOfRedisURLIsHidden(t *testing.T) {
 
 // The program shows what redacted returns: no more, and under the same names.
 func TestServedConfigurationHoldsNoSecret(t *testing.T) {
-	socket, _ := startRedis(t)
+	socket := redistest.Start(t).Socket()
 	s := start(t, `
 proxy:
   listen: "127.0.0.1:0"

@@ -4,38 +4,15 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
-)
 
-// startRedis starts a redis-server on a socket of its own. It ends with the
-// test; kill ends it before.
-func startRedis(t *testing.T) (socket string, kill func()) {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "r8") // t.TempDir() may be too long for a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	socket = filepath.Join(dir, "redis.sock")
-	server := exec.Command("redis-server", "--port", "0", "--unixsocket", socket, "--save", "", "--appendonly", "no", "--dir", dir)
-	if err := server.Start(); err != nil {
-		t.Fatalf("these tests need a real redis-server, which `make test` installs: %v", err)
-	}
-	kill = sync.OnceFunc(func() {
-		_ = server.Process.Kill()
-		_ = server.Wait()
-	})
-	t.Cleanup(kill)
-	return socket, kill
-}
+	"github.com/r8limiter/r8limiter/limiter/redistest"
+)
 
 // startGateway starts a gateway on Redis and waits until it is ready.
 func startGateway(t *testing.T, upstream, socket string) *started {
@@ -93,10 +70,10 @@ func ask(t *testing.T, url string) (*http.Response, string) {
 func TestGatewaysShareOneLimitAndSayWhenRedisIsGone(t *testing.T) {
 	var arrived atomic.Int64
 	upstream := httptestServer(t, func(http.ResponseWriter, *http.Request) { arrived.Add(1) })
-	socket, kill := startRedis(t)
+	server := redistest.Start(t)
 	gateways := make([]*started, 3)
 	for i := range gateways {
-		gateways[i] = startGateway(t, upstream, socket)
+		gateways[i] = startGateway(t, upstream, server.Socket())
 	}
 	var allowed, denied atomic.Int64
 	var clients sync.WaitGroup
@@ -127,7 +104,7 @@ func TestGatewaysShareOneLimitAndSayWhenRedisIsGone(t *testing.T) {
 		t.Errorf("ann's buckets: got %s, want less than one token", body)
 	}
 
-	kill()
+	server.Kill()
 	resp, body := ask(t, gateways[1].proxy+"/x")
 	if resp.StatusCode != 503 || resp.Header.Get("Retry-After") != "1" || !strings.Contains(body, "store of the limits") {
 		t.Errorf("without Redis: got %d %q %s, want 503, Retry-After 1", resp.StatusCode, resp.Header, body)

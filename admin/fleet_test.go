@@ -10,23 +10,34 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/r8limiter/r8limiter/limiter"
+	"github.com/r8limiter/r8limiter/limiter/redistest"
 	"github.com/rs/zerolog"
 )
 
 // pair are two gateways on one redis-server.
 type pair struct {
-	server *redisServer
+	server *redistest.Server
 	a, b   *gateway
 }
 
+// openRedis opens a store on server with a time-out that a busy machine keeps.
+func openRedis(t testing.TB, server *redistest.Server) limiter.Store {
+	t.Helper()
+	store, err := limiter.NewRedisStore(limiter.RedisConfig{URL: "unix://" + server.Socket(), Timeout: 5 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store
+}
+
 // startPair starts both as the program does, with one resource in their file.
-func startPair(t *testing.T, server *redisServer) *pair {
+func startPair(t *testing.T, server *redistest.Server) *pair {
 	t.Helper()
 	p := &pair{server: server}
 	for _, g := range []**gateway{&p.a, &p.b} {
 		limits := frozen(t, 10)
 		limits.Resources = map[string]limiter.ResourceConfig{"read": {Capacity: 5, RefillRate: rate(t, "0.034/d")}}
-		*g = start(t, setup{limits: limits, store: server.store(t)})
+		*g = start(t, setup{limits: limits, store: openRedis(t, server)})
 		if err := (*g).Limiter.Start(t.Context(), zerolog.Nop()); err != nil {
 			t.Fatal(err)
 		}
@@ -65,7 +76,7 @@ func left(tokens string) string {
 }
 
 func TestChangesOfOneGatewayHoldOnTheOtherAndAfterARestart(t *testing.T) {
-	p := startPair(t, startRedis(t))
+	p := startPair(t, redistest.Start(t))
 	for _, s := range []step{
 		{"POST", "/allow?user_id=ann&resource=read&cost=5", "", left("0.0")},
 		{"PUT", "/admin/resources/read", `{"capacity":7,"refill_rate":"0.034/d"}`, ""},
@@ -126,7 +137,7 @@ func (g *gateway) trail(t *testing.T) (short []string) {
 }
 
 func TestFiguresOfBothGatewaysAddUp(t *testing.T) {
-	p := startPair(t, startRedis(t))
+	p := startPair(t, redistest.Start(t))
 	const users = 40
 	var clients sync.WaitGroup
 	for n := range users {
@@ -167,7 +178,7 @@ func TestFiguresOfBothGatewaysAddUp(t *testing.T) {
 }
 
 func TestBothFormsOfALimitReachTheOtherGateway(t *testing.T) {
-	p := startPair(t, startRedis(t))
+	p := startPair(t, redistest.Start(t))
 	p.a.says(t, "PUT", "/admin/resources/new%2Fone", `{"limits":[{"name":"own","capacity":3,"refill_rate":"0.034/d"},{"name":"all","per":"resource","capacity":4,"refill_rate":"0.034/d"}]}`)
 	p.b.inForce(t, "POST", "/allow?user_id=a&resource=new/one&cost=0", left("3.0"))
 	p.b.walk(t, []step{

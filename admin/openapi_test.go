@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/r8limiter/r8limiter/limiter"
+	"github.com/r8limiter/r8limiter/limiter/redistest"
 )
 
 // served are the operations of the endpoint tables, without the names of what
@@ -109,10 +110,10 @@ func TestEveryAnswerIsAsDocumented(t *testing.T) {
 			open := func() limiter.Store { return limiter.NewMemoryStore() }
 			down := limiter.Store(deadStore{limiter.NewMemoryStore()})
 			if kind == "redis" {
-				server, dead := startRedis(t), startRedis(t)
-				open = func() limiter.Store { return server.store(t) }
-				down = dead.store(t)
-				dead.kill()
+				server, dead := redistest.Start(t), redistest.Start(t)
+				open = func() limiter.Store { return openRedis(t, server) }
+				down = openRedis(t, dead)
+				dead.Kill()
 			}
 			h.askAll(start(t, documentedSetup(t, open())))
 			h.askBroken(start(t, documentedSetup(t, open())))
