@@ -50,6 +50,8 @@ type Server struct {
 	guesses    guesses
 	http       *fasthttp.Server
 
+	readyWhenDegraded bool
+
 	outcomes *limiter.Outcomes
 	set      *metrics.Set
 	latency  *metrics.PrometheusHistogram // of /allow, seconds
@@ -134,6 +136,8 @@ func New(c Config, d Deps) *Server {
 		set:        metrics.NewSet(),
 		stop:       make(chan struct{}),
 		guesses:    newGuesses(),
+
+		readyWhenDegraded: c.ReadyWhenDegraded,
 	}
 	s.latency = s.set.NewPrometheusHistogramExt(`request_latency_seconds{endpoint="/allow"}`, latencyBuckets)
 	s.panics = s.set.NewCounter(`r8limiter_panics_total{listener="control"}`)

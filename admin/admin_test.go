@@ -55,6 +55,43 @@ func TestReadyzSaysWhatIsWrongWithTheStore(t *testing.T) {
 	}
 }
 
+func TestReadyzStaysReadyWhereSomethingStandsIn(t *testing.T) {
+	for _, test := range []struct {
+		policy limiter.Policy
+		want   string
+	}{
+		{limiter.StandInLocal, `200 {"ready":true,"degraded":"` + errDown.Error() + `"}`},
+		{limiter.StandInAllow, `200 {"ready":true,"degraded":"` + errDown.Error() + `"}`},
+		{limiter.StandInDeny, `503 {"ready":false,"reason":"` + errDown.Error() + `"}`},
+	} {
+		limits := frozen(t, 10)
+		limits.OnStoreError = test.policy
+		g := start(t, setup{config: Config{ReadyWhenDegraded: true}, limits: limits, store: brokenStore{limiter.NewMemoryStore()}})
+		status, body := g.do(t, "GET", "/readyz")
+		if got := status + " " + body; got != test.want {
+			t.Errorf("%s: got %s, want %s", test.policy, got, test.want)
+		}
+	}
+}
+
+func TestDegradedDecisionsSayWhatDecided(t *testing.T) {
+	for policy, want := range map[limiter.Policy]string{
+		limiter.StandInLocal: `200 {"allowed": true, "retry_after": 0.0, "tokens_left": 9.0, "degraded": "local"}`,
+		limiter.StandInAllow: `200 {"allowed": true, "retry_after": 0.0, "tokens_left": 10.0, "degraded": "allow"}`,
+	} {
+		limits := frozen(t, 10)
+		limits.OnStoreError = policy
+		g := start(t, setup{limits: limits, store: brokenStore{limiter.NewMemoryStore()}})
+		status, body := g.do(t, "POST", "/allow?user_id=a")
+		if got := status + " " + body; got != want {
+			t.Errorf("%s: got %s, want %s", policy, got, want)
+		}
+		eventually(t, "the log says so", func() bool {
+			return strings.Contains(g.log.String(), `"degraded":"`+string(policy)+`"`)
+		})
+	}
+}
+
 func TestMalformedRequestsAreRefusedAndTheConnectionCloses(t *testing.T) {
 	g := start(t, setup{})
 	next := "GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"

@@ -84,6 +84,9 @@ func (x *exchange) answerDecision(fields limiter.HeaderSet) {
 	}
 	b = limiter.AppendSeconds(append(b, `, "retry_after": `...), d.RetryAfter())
 	b = limiter.AppendTokens(append(b, `, "tokens_left": `...), d.TokensLeft())
+	if d.StandIn != limiter.NoStandIn {
+		b = append(append(append(b, `, "degraded": "`...), d.StandIn.String()...), '"')
+	}
 	x.body = append(b, '}')
 	x.answer(status, x.body)
 }

@@ -227,7 +227,9 @@ func TestAllowIsOnlyPostAndIgnoresABodyOfBoundedSize(t *testing.T) {
 }
 
 func TestStoreTroubleIs503(t *testing.T) {
-	g := start(t, setup{store: brokenStore{limiter.NewMemoryStore()}})
+	limits := frozen(t, 10)
+	limits.OnStoreError = limiter.StandInDeny
+	g := start(t, setup{limits: limits, store: brokenStore{limiter.NewMemoryStore()}})
 	want := "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 62\r\nRetry-After: 1\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n" +
 		`{"error":"the store of the limits gives no answer: try again"}`
 	for _, r := range []string{request("POST", "/allow?user_id=a"), request("GET", "/admin/user/a")} {

@@ -23,6 +23,9 @@ type Config struct {
 	// AllowToken is the bearer token that guards /allow. Empty: anyone who can
 	// reach the listener may ask for decisions.
 	AllowToken string `yaml:"allow_token"`
+	// ReadyWhenDegraded keeps /readyz at 200 while the store is down and
+	// limiter.on_store_error is not deny.
+	ReadyWhenDegraded bool `yaml:"ready_when_degraded"`
 }
 
 // DefaultConfig listens on the loopback interface, without tokens.

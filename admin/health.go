@@ -19,7 +19,8 @@ func (s *Server) livez(x *exchange) {
 }
 
 // readyz answers whether this gateway should get requests: it is not draining
-// and a real decision on a key of its own succeeds in the store.
+// and a real decision on a key of its own succeeds in the store, or something
+// stands in for it that the configuration deems good enough.
 func (s *Server) readyz(x *exchange) {
 	if s.draining.Load() {
 		x.unready("draining")
@@ -28,7 +29,16 @@ func (s *Server) readyz(x *exchange) {
 	// Not the RequestCtx: that is cancelled as soon as a shutdown begins.
 	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
 	defer cancel()
-	if err := s.Limiter.Probe(ctx); err != nil {
+	err := s.Limiter.Probe(ctx)
+	if err != nil && s.readyWhenDegraded && s.Limiter.StandsIn() {
+		x.cause = err
+		x.answerJSON(struct {
+			Ready    bool   `json:"ready"`
+			Degraded string `json:"degraded"`
+		}{true, err.Error()})
+		return
+	}
+	if err != nil {
 		x.cause = err
 		x.unready(err.Error())
 		return

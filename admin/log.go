@@ -64,6 +64,9 @@ func (x *exchange) logDecision(e *zerolog.Event) {
 		outcome = "allow"
 	}
 	e.Str("decision", outcome)
+	if d.StandIn != limiter.NoStandIn {
+		e.Stringer("degraded", d.StandIn)
+	}
 	if l := d.Binding(); l != nil {
 		x.body = d.AppendLimitName(x.body[:0], l)
 		e.Bytes("limit", logged(x.body))

@@ -138,6 +138,7 @@ func TestEveryAnswerIsAsDocumented(t *testing.T) {
 // documentedSetup has all that answers can show.
 func documentedSetup(t *testing.T, store limiter.Store) setup {
 	limits := frozen(t, 10)
+	limits.OnStoreError = limiter.StandInDeny
 	limits.Headers = []string{"draft", "legacy"}
 	limits.Resources = map[string]limiter.ResourceConfig{
 		"read": {Capacity: 10, RefillRate: rate(t, "0.034/d")},

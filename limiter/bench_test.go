@@ -14,7 +14,7 @@ func benchDecide(b *testing.B, store Store, users int) {
 	limit := &Limit{Capacity: MaxCapacity, Rate: mustRate(b, "1/s")}
 	keys := make([][]byte, users)
 	for i := range keys {
-		keys[i] = []byte("r8:{u:user" + strconv.Itoa(i) + "}:search")
+		keys[i] = []byte("r8:{user" + strconv.Itoa(i) + "}:search")
 	}
 	for _, key := range keys {
 		spend, d := question(1, "", []keyedLimit{{string(key), limit}})

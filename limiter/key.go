@@ -7,14 +7,16 @@ import (
 
 // Keys look like this, with every part escaped by appendPart:
 //
-//	<prefix>:{u:<user>}:<resource>           the one limit of a resource
-//	<prefix>:{u:<user>}:<resource>:<limit>   one of several
-//	<prefix>:{r:<resource>}:<limit>          a limit that all users share
-//	<prefix>:{u:<user>}!<resource>:<key>     an idempotency key
+//	<prefix>:{<user>}:<resource>           the one limit of a resource
+//	<prefix>:{<user>}:<resource>:<limit>   one of several
+//	<prefix>:{:<resource>}:<limit>         a limit that all users share
+//	<prefix>:{<user>}!<resource>:<key>     an idempotency key
+//	<prefix>:{!<word>}...                  what belongs to no user
 //
 // The braces are the hash tag of Redis Cluster: what a user has is in one
 // slot. A part holds none of the bytes around it, so two keys are equal only
-// if all parts are.
+// if all parts are. Keys are short because Redis keeps each of them: of up to 30
+// bytes, as with a user of 20 and a resource of 4, a bucket takes 16 less.
 
 // maxPart is how long an escaped part may be before its hash stands for it.
 const maxPart = 64
@@ -69,17 +71,21 @@ func appendHash[T string | []byte](dst []byte, text T) []byte {
 	return base64.RawURLEncoding.AppendEncode(dst, sum[:16])
 }
 
-// appendUserTag appends the part of a key that names the user.
+// appendUserTag appends the part of a key that names the user. For the empty one
+// it is an escape of nothing: Redis takes {} for no tag at all.
 func (l *Limiter) appendUserTag(dst, user []byte) []byte {
 	dst = append(dst, l.prefix...)
-	dst = append(dst, ":{u:"...)
+	dst = append(dst, ":{"...)
+	if len(user) == 0 {
+		dst = append(dst, '%')
+	}
 	return append(appendPart(dst, user), '}')
 }
 
 // appendResourceTag appends the start of a key that all users share.
 func (l *Limiter) appendResourceTag(dst, part []byte) []byte {
 	dst = append(dst, l.prefix...)
-	dst = append(dst, ":{r:"...)
+	dst = append(dst, ":{:"...)
 	dst = append(dst, part...)
 	return append(dst, '}')
 }

@@ -232,6 +232,9 @@ func (l *Limiter) Capacity(name []byte) int64 {
 // Degraded says what of the store fails at the moment; nil if it works.
 func (l *Limiter) Degraded() error { return l.store.Degraded() }
 
+// StandsIn says whether anything is allowed, by default, while the store fails.
+func (l *Limiter) StandsIn() bool { return l.config.OnStoreError != StandInDeny }
+
 // Probe makes a real decision in the store: nil if it works.
 func (l *Limiter) Probe(ctx context.Context) error { return l.store.Probe(ctx) }
 

@@ -217,7 +217,7 @@ func bytesPerBucket(t testing.TB, users int) float64 {
 	m := NewMemoryStore()
 	var keys int
 	for i := range users {
-		key = strconv.AppendInt(append(key[:0], "r8:{u:user"...), int64(i), 10)
+		key = strconv.AppendInt(append(key[:0], "r8:{user"...), int64(i), 10)
 		key = append(key, "}:search"...)
 		keys += len(key)
 		spend.Keys[0] = key

@@ -45,6 +45,8 @@ type RedisStore struct {
 	fleet   *redisFleet
 	metrics *redisMetrics
 
+	condition *redisCondition
+
 	log        atomic.Pointer[zerolog.Logger] // nil until Run
 	background sync.WaitGroup
 	ended      context.Context // done when the store is closed
@@ -89,6 +91,7 @@ func newRedisStore(c RedisConfig, script string) (*RedisStore, error) {
 	s.order.seed = maphash.MakeSeed()
 	s.lanes.init(s)
 	s.metrics = newRedisMetrics(s)
+	s.condition = newRedisCondition(fleet.client, s.metrics.set)
 	s.ended, s.end = context.WithCancel(context.Background())
 	return s, nil
 }
@@ -281,6 +284,9 @@ func (s *RedisStore) Forget() {
 // Run is Store's.
 func (s *RedisStore) Run(ctx context.Context, log zerolog.Logger) {
 	s.log.Store(&log)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	watching.Go(func() { s.condition.watch(ctx, log) })
 	sweep := time.NewTicker(leaseSweep)
 	defer sweep.Stop()
 	for turn := 0; ; turn++ {

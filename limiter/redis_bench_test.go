@@ -32,7 +32,7 @@ func benchmarkRedis(b *testing.B, users, limits int) {
 		for pb.Next() {
 			user := turn.Add(7919) % int64(users)
 			for i := range sp.Keys {
-				sp.Keys[i] = fmt.Appendf(sp.Keys[i][:0], "r8:{u:%020d}:read:%d", user, i)
+				sp.Keys[i] = fmt.Appendf(sp.Keys[i][:0], "r8:{%020d}:read:%d", user, i)
 			}
 			if err := store.Decide(context.Background(), &sp, &d); err != nil {
 				b.Error(err)
@@ -56,7 +56,7 @@ func BenchmarkRedisStoreMillion(b *testing.B) {
 			clients.Go(func() {
 				d := Decision{Limits: []LimitState{{Limit: limit}}}
 				for user := turn.Add(1); user <= maxBuckets; user = turn.Add(1) {
-					sp := Spend{Cost: 1, Keys: [][]byte{fmt.Appendf(nil, "r8:{u:%020d}:read", user)}}
+					sp := Spend{Cost: 1, Keys: [][]byte{fmt.Appendf(nil, "r8:{%020d}:read", user)}}
 					if err := store.Decide(context.Background(), &sp, &d); err != nil {
 						b.Error(err)
 						return

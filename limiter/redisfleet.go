@@ -22,13 +22,13 @@ const activeSketchTTL = 30 * time.Second
 
 // redisFleet is the fleet of all gateways on one Redis. Its keys are
 //
-//	<prefix>:{fleet}:totals             hash: allowed, denied
-//	<prefix>:{fleet}:resources          sorted set: resource -> last seen, in ms
-//	<prefix>:{fleet}:counts             hash: a<resource>, d<resource> -> allowed, denied
-//	<prefix>:{fleet}:offenders:<b>:<n>  sorted set: user -> denials, in the n-th minute, hour or day
-//	<prefix>:{fleet}:gateways           sorted set: gateway -> last flush, in ms
-//	<prefix>:{fleet}:active:<gateway>   sketch of its active keys
-//	<prefix>:{fleet}:limits, :overrides, :expiry, :version, :audit    see lua/change.lua
+//	<prefix>:{!fleet}:totals             hash: allowed, denied
+//	<prefix>:{!fleet}:resources          sorted set: resource -> last seen, in ms
+//	<prefix>:{!fleet}:counts             hash: a<resource>, d<resource> -> allowed, denied
+//	<prefix>:{!fleet}:offenders:<b>:<n>  sorted set: user -> denials, in the n-th minute, hour or day
+//	<prefix>:{!fleet}:gateways           sorted set: gateway -> last flush, in ms
+//	<prefix>:{!fleet}:active:<gateway>   sketch of its active keys
+//	<prefix>:{!fleet}:limits, :overrides, :expiry, :version, :audit    see lua/change.lua
 //
 // in one slot of a cluster, and bounded: see Bucketings, MaxOverrides and so on. It has
 // connections of its own, so that no decision ever waits for one of them.
@@ -55,7 +55,7 @@ func newRedisFleet(c RedisConfig, active *activeKeys) (*redisFleet, error) {
 	o.PoolSize = 4
 	return &redisFleet{
 		client: redis.NewClient(o),
-		prefix: c.keyPrefix() + ":{fleet}:",
+		prefix: c.keyPrefix() + ":{!fleet}:",
 		active: active,
 		change: redis.NewScript(lua.Change),
 	}, nil

@@ -86,6 +86,9 @@ func (x *exchange) describeDecision(e *zerolog.Event) {
 	default:
 		e.Str("decision", "deny")
 	}
+	if d.StandIn != limiter.NoStandIn {
+		e.Stringer("degraded", d.StandIn)
+	}
 	if s := d.Binding(); s != nil {
 		x.body = d.AppendLimitName(x.body[:0], s)
 		e.Bytes("limit", logged(x.body))
