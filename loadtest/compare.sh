@@ -2,7 +2,8 @@
 # r8limiter against nginx limit_req: the same upstream, the same load, in
 # interleaved rounds. Prints one line a round, then the medians: requests per
 # second, p50 and p99 in milliseconds, CPU microseconds per request of the
-# system under test (from /proc), and of Redis.
+# system under test (from /proc), of Redis, and calls of the script for each request.
+# "one user" lines are of a single user, whose bucket is leased, or denies.
 #
 #   loadtest/compare.sh [ROUNDS [SECONDS]]        default: 7 rounds of 4 s
 #
@@ -40,7 +41,7 @@ conf nginx 'limit_req_zone $http_x_user_id zone=users:10m rate=1000000r/s;
   server { listen 127.0.0.1:18082; location / { limit_req zone=users burst=1000000 nodelay;
     proxy_pass http://api; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header X-Forwarded-For $remote_addr; } }'
 
-# gateway NAME PORT MORE: a configuration of r8limiter
+# gateway NAME PORT LIMIT MORE: a configuration of r8limiter
 gateway() {
   cat >"$dir/$1.yaml" <<EOF
 proxy:
@@ -48,15 +49,18 @@ proxy:
   upstreams: {api: {targets: ["http://127.0.0.1:18081"]}}
   routes: [{name: all, user_id: ["{header.X-User-Id}"], upstream: api}]
 limiter:
-  default: {capacity: 1000000000, refill_rate: 1000000/s}
+  default: {$3}
   headers: []
-$3
+$4
 admin: {listen: "127.0.0.1:$((1 + $2))"}
 log: {requests: none}
 EOF
 }
-gateway memory 18084 ''
-gateway redis 18086 "  redis: {url: \"unix://$dir/redis.sock\", timeout: 1s}"
+wide='capacity: 1000000000, refill_rate: 1000000/s' shared="  redis: {url: \"unix://$dir/redis.sock\", timeout: 1s"
+gateway memory 18084 "$wide" ''
+gateway redis 18086 "$wide" "$shared}"
+gateway leased 18088 "$wide, precision: leased" "$shared, key_prefix: leased}"
+gateway denied 18090 "capacity: 1, refill_rate: 1/d" "$shared, key_prefix: denied}"
 
 # run CPU VARIABLE COMMAND...: starts a process and keeps its id in the variable
 run() {
@@ -71,18 +75,21 @@ run 0 nginx nginx -c "$dir/nginx.conf"
 export GOMAXPROCS=1
 run 0 memory "$dir/r8limiter" -config "$dir/memory.yaml"
 run 0 shared "$dir/r8limiter" -config "$dir/redis.yaml"
+run 0 leased "$dir/r8limiter" -config "$dir/leased.yaml"
+run 0 denied "$dir/r8limiter" -config "$dir/denied.yaml"
 sleep 1
 
 cat >"$dir/users.lua" <<'EOF'
-local n = 0
+local n, users = 0, 1000
 local requests = {}
-init = function()
-  for i = 1, 1000 do requests[i] = wrk.format("GET", "/v1/items/7", {["X-User-Id"] = "user-" .. i}) end
+init = function(args)
+  users = tonumber(args[1])
+  for i = 1, users do requests[i] = wrk.format("GET", "/v1/items/7", {["X-User-Id"] = "user-" .. i}) end
 end
-request = function() n = n % 1000 + 1; return requests[n] end
+request = function() n = n % users + 1; return requests[n] end
 done = function(s, latency)
   io.write(string.format("RESULT %d %d %.2f %.2f\n", s.requests, s.duration, latency:percentile(50) / 1000, latency:percentile(99) / 1000))
-  if s.errors.status + s.errors.connect + s.errors.read + s.errors.timeout > 0 then io.write("ERRORS\n") end
+  if s.errors.connect + s.errors.read + s.errors.timeout > 0 then io.write("ERRORS\n") end
 end
 EOF
 
@@ -95,28 +102,37 @@ ticks() {
   echo $sum
 }
 
-# round NAME PORT PID
+# scripts: how often Redis ran a script
+scripts() { redis-cli -s "$dir/redis.sock" info commandstats | sed -n 's/^cmdstat_eval\(sha\)\?:calls=\([0-9]*\).*/\2/p' | awk '{ n += $1 } END { print n + 0 }'; }
+
+# round NAME PORT PID USERS [STATUS]: all answers must have that status
 round() {
-  local c0 r0 c1 r1 result
+  local c0 r0 c1 r1 result s0 s1 bad
+  s0=$(scripts)
   c0=$(ticks "$3") r0=$(ticks "$redis")
-  result=$(taskset -c 1 wrk -t1 -c64 -d"${seconds}s" -s "$dir/users.lua" "http://127.0.0.1:$2")
-  c1=$(ticks "$3") r1=$(ticks "$redis")
+  result=$(taskset -c 1 wrk -t1 -c64 -d"${seconds}s" -s "$dir/users.lua" "http://127.0.0.1:$2" -- "$4")
+  c1=$(ticks "$3") r1=$(ticks "$redis") s1=$(scripts)
+  bad=$(awk '/^RESULT/ { all = $2 } /Non-2xx/ { bad = $NF } END { print (bad + 0 == 0) ? "200" : (bad > all - 100) ? "429" : "mixed" }' <<<"$result")
+  [ "$bad" = "${5:-200}" ] || { echo "$1: answers are $bad" >&2; exit 1; }
   case $result in *ERRORS*) echo "$1: the load met errors: $result" >&2; exit 1 ;; esac
-  awk -v name="$1" -v cpu=$((c1 - c0)) -v redis=$((r1 - r0)) \
-    '/^RESULT/ { printf "%-18s %8.0f req/s  p50 %5.2f  p99 %6.2f ms  %6.2f us  redis %5.2f us\n", name, $2 * 1e6 / $3, $4, $5, cpu * 1e4 / $2, redis * 1e4 / $2 }' <<<"$result" |
+  awk -v name="$1" -v cpu=$((c1 - c0)) -v redis=$((r1 - r0)) -v calls=$((s1 - s0)) \
+    '/^RESULT/ { printf "%-18s %8.0f req/s  p50 %5.2f  p99 %6.2f ms  %6.2f us  redis %5.2f us  %7.5f calls\n", name, $2 * 1e6 / $3, $4, $5, cpu * 1e4 / $2, redis * 1e4 / $2, calls / $2 }' <<<"$result" |
     tee -a "$dir/results"
 }
 for _ in $(seq "$rounds"); do
-  round nginx 18082 "$nginx"
-  round r8limiter-memory 18084 "$memory"
-  round r8limiter-redis 18086 "$shared"
+  round nginx 18082 "$nginx" 1000
+  round memory 18084 "$memory" 1000
+  round redis 18086 "$shared" 1000
+  round memory-one-user 18084 "$memory" 1
+  round leased-one-user 18088 "$leased" 1
+  round denied-one-user 18090 "$denied" 1 429
 done
 echo "medians:"
-for name in nginx r8limiter-memory r8limiter-redis; do
+for name in nginx memory redis memory-one-user leased-one-user denied-one-user; do
   line=$name
-  for column in 2 5 7 9 12; do
+  for column in 2 5 7 9 12 14; do
     line+=" $(grep "^$name " "$dir/results" | awk -v c=$column '{print $c}' | sort -n | awk '{v[NR] = $1} END {print v[int((NR + 1) / 2)]}')"
   done
   # shellcheck disable=SC2086
-  printf '%-18s %8s req/s  p50 %5s  p99 %6s ms  %6s us  redis %5s us\n' $line
+  printf '%-18s %8s req/s  p50 %5s  p99 %6s ms  %6s us  redis %5s us  %7s calls\n' $line
 done
