@@ -117,7 +117,7 @@ func (g *gateway) greet(c *Config, file string) {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		if err := g.limiter.Probe(ctx); err != nil {
-			g.log.Warn().Err(err).Msg("Redis does not answer; until it does, limited requests get 503. Check limiter.redis.url and the server")
+			g.log.Warn().Err(err).Msg("Redis does not answer; until it does, limited requests get 503. Check limiter.redis and the server")
 		}
 	}
 	if c.Admin.Token == "" && !isLoopback(g.adminListener.Addr()) {

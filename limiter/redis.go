@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,7 +23,7 @@ import (
 // A decision whose answer is lost may have spent: an error never means that
 // nothing was charged, only that not more than once.
 type RedisStore struct {
-	client  *redis.Client
+	client  redis.UniversalClient
 	script  string // text of the script
 	sha     string // SHA-1 of it, in hex
 	timeout time.Duration
@@ -42,16 +43,15 @@ func NewRedisStore(c RedisConfig) (*RedisStore, error) {
 
 // newRedisStore takes the script's text, so that a test can give it a clock.
 func newRedisStore(c RedisConfig, script string) (*RedisStore, error) {
-	options, err := c.options()
+	client, err := c.client(c.timeout(), 10*runtime.GOMAXPROCS(0))
 	if err != nil {
-		return nil, fmt.Errorf("redis url %w", err)
+		return nil, fmt.Errorf("redis: %w", err)
 	}
 	quiet()
-	client := redis.NewClient(options)
 	active := newActiveKeys()
 	fleet, err := newRedisFleet(c, active)
 	if err != nil {
-		return nil, fmt.Errorf("redis url %w", err)
+		return nil, fmt.Errorf("redis: %w", err)
 	}
 	return &RedisStore{
 		client:  client,

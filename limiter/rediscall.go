@@ -30,6 +30,10 @@ type bytesArg []byte
 
 func (b *bytesArg) MarshalBinary() ([]byte, error) { return *b, nil }
 
+// String is for a cluster client, which asks for the first key's text to find
+// its slot.
+func (b *bytesArg) String() string { return string(*b) }
+
 // newCall has room for n keys.
 func newCall(sha string, n int) *call {
 	c := &call{keys: make([]bytesArg, n)}
@@ -40,6 +44,14 @@ func newCall(sha string, n int) *call {
 	c.args = append(c.args, &c.params)
 	c.StringCmd = redis.NewStringCmd(context.Background(), c.args...)
 	return c
+}
+
+// forgetSlot makes a cluster client look for the slot of the keys that c has
+// now: a go-redis command keeps the slot that it was first sent to.
+func (c *call) forgetSlot() {
+	if c.args != nil { // or it is new, by withText
+		c.StringCmd = redis.NewStringCmd(context.Background(), c.args...)
+	}
 }
 
 // withText is the same call with the script's text instead of its name.

@@ -84,7 +84,7 @@ type redisMetrics struct {
 // within one millisecond, and the default time-out is 50.
 var latencyBounds = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, 1}
 
-func newRedisMetrics(client *redis.Client) *redisMetrics {
+func newRedisMetrics(client redis.UniversalClient) *redisMetrics {
 	set := metrics.NewSet()
 	m := &redisMetrics{
 		set:      set,
