@@ -36,7 +36,7 @@ func (c *RedisTLSConfig) system() *tls.Config {
 func (c *RedisTLSConfig) read(report func(path, problem string)) *tls.Config {
 	config := c.system()
 	if c.CAFile != "" {
-		roots, err := readCertificates(c.CAFile)
+		roots, err := readAuthorities(c.CAFile)
 		if err != nil {
 			report("ca_file", err.Error())
 		}
@@ -55,25 +55,57 @@ func (c *RedisTLSConfig) read(report func(path, problem string)) *tls.Config {
 
 // readPair adds the certificate to show.
 func (c *RedisTLSConfig) readPair(config *tls.Config, report func(path, problem string)) {
-	if _, err := readCertificates(c.CertFile); err != nil {
+	certificate, err := readPEM(c.CertFile)
+	if err == nil {
+		_, err = parseCertificates(c.CertFile, certificate)
+	}
+	if err != nil {
 		report("cert_file", err.Error())
+	}
+	key, keyErr := readPEM(c.KeyFile)
+	if keyErr != nil {
+		report("key_file", keyErr.Error())
+	}
+	if err != nil || keyErr != nil {
 		return
 	}
-	pair, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
+	pair, err := tls.X509KeyPair(certificate, key)
 	if err != nil {
-		report("key_file", fmt.Sprintf("%s can't be used with cert_file: %v; give its private key, in PEM without a pass phrase", c.KeyFile, err))
+		report("key_file", fmt.Sprintf("%s does not go with cert_file: %v; give its private key, in PEM without a pass phrase", c.KeyFile, err))
 		return
 	}
 	config.Certificates = []tls.Certificate{pair}
 }
 
-// readCertificates reads a PEM file of one certificate or more. The error names
-// the file. x509.CertPool would pass over a certificate that it can't read.
-func readCertificates(file string) (*x509.CertPool, error) {
+// readAuthorities reads a PEM file of one certificate or more.
+func readAuthorities(file string) (*x509.CertPool, error) {
+	data, err := readPEM(file)
+	if err != nil {
+		return nil, err
+	}
+	return parseCertificates(file, data)
+}
+
+// readPEM reads a file of up to a MiB. A device or pipe, which may never end,
+// is refused. The error names the file.
+func readPEM(file string) ([]byte, error) {
+	info, err := os.Stat(file)
+	if err != nil {
+		return nil, fmt.Errorf("can't be read: %w", err)
+	}
+	if !info.Mode().IsRegular() || info.Size() > 1<<20 {
+		return nil, fmt.Errorf("can't be read: %s is no file of at most 1 MiB", file)
+	}
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("can't be read: %w", err)
 	}
+	return data, nil
+}
+
+// parseCertificates reads the PEM in data; errors name its file.
+// x509.CertPool's own would pass over a certificate that it can't read.
+func parseCertificates(file string, data []byte) (*x509.CertPool, error) {
 	pool, n := x509.NewCertPool(), 0
 	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
 		if block.Type != "CERTIFICATE" {
