@@ -2,7 +2,6 @@ package limiter
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -109,8 +108,7 @@ func (p *redisPlace) clusterOptions(limit time.Duration, connections int) *redis
 	}
 }
 
-// dialer connects, TLS included, within limit and the context. go-redis' own
-// forgets the context where there is TLS.
+// dialer connects, TLS included, within limit and the context.
 func (p *redisPlace) dialer(limit time.Duration) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	d := &net.Dialer{Timeout: limit, KeepAliveConfig: net.KeepAliveConfig{
 		Enable: true, Idle: 30 * time.Second, Interval: 5 * time.Second, Count: 3, // as go-redis' own
@@ -118,7 +116,7 @@ func (p *redisPlace) dialer(limit time.Duration) func(ctx context.Context, netwo
 	if p.tls == nil {
 		return d.DialContext
 	}
-	return (&tls.Dialer{NetDialer: d, Config: p.tls}).DialContext
+	return tlsDialer{d, p.tls}.dial
 }
 
 // clusterHook mends what no option of a cluster client does.
