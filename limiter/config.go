@@ -88,7 +88,33 @@ func (c *Config) Validate(report func(path, problem string)) {
 	c.validateHeaders(report)
 	if c.Redis != nil {
 		c.Redis.Validate(below("redis", report))
+		if c.Redis.mode() == modeCluster {
+			c.validateSlots(report)
+		}
 	}
+}
+
+// validateSlots reports limits that no script of a cluster can charge together.
+func (c *Config) validateSlots(report func(path, problem string)) {
+	const problem = "has limits per user and per resource, which a cluster keeps in different slots, and no script charges both: " +
+		"keep one kind, or write redis.mode: single or sentinel"
+	if c.Default.hasBothScopes() {
+		report("default.limits", problem)
+	}
+	for _, name := range sortedKeys(c.Resources) {
+		if resource := c.Resources[name]; resource.hasBothScopes() {
+			report("resources."+name+".limits", problem)
+		}
+	}
+}
+
+// hasBothScopes says whether some limits are each user's and some are shared.
+func (c *ResourceConfig) hasBothScopes() bool {
+	seen := map[Scope]bool{}
+	for i := range c.Limits {
+		seen[scopes[c.Limits[i].Per]] = true
+	}
+	return len(seen) > 1
 }
 
 // below reports on what is inside path.

@@ -173,6 +173,23 @@ func TestRedisConfigOfSeveralServersReportsEveryProblem(t *testing.T) {
 	}
 }
 
+func TestClusterRefusesLimitsInTwoSlots(t *testing.T) {
+	user := LimitConfig{Name: "own", Capacity: 1, RefillRate: rate("1/s")}
+	all := LimitConfig{Name: "all", Capacity: 1, RefillRate: rate("1/s"), Per: "resource"}
+	c := DefaultConfig()
+	c.Resources = map[string]ResourceConfig{
+		"both": {Limits: []LimitConfig{user, all}}, "one": {Limits: []LimitConfig{user}}, "shared": {Limits: []LimitConfig{all}},
+	}
+	c.Redis = &RedisConfig{Mode: "cluster", Addrs: []string{"h:1"}}
+	var got []string
+	c.Validate(func(path, problem string) { got = append(got, path+": "+problem) })
+	if len(got) != 1 || !strings.HasPrefix(got[0], "resources.both.limits: has limits per user and per resource") {
+		t.Errorf("got %q", got)
+	}
+	c.Redis = &RedisConfig{URL: "redis://h"}
+	c.Validate(func(path, problem string) { t.Errorf("%s: %s", path, problem) })
+}
+
 func TestStoreSendsNothingTwice(t *testing.T) {
 	p := redisPlace{network: "tcp", addrs: []string{"h:1"}}
 	o, f, k := p.options(time.Second, 3), (&RedisConfig{}).sentinelOptions(p, time.Second, 3), p.clusterOptions(time.Second, 3)

@@ -174,7 +174,7 @@ func startWatched(t *testing.T) *watched {
 	}
 	return &watched{primary, replica, sentinels, RedisConfig{
 		Mode: "sentinel", Addrs: []string{sentinels[0].addr(), sentinels[1].addr()}, MasterName: "main",
-		Password: "redis-pass", SentinelPassword: "sentinel-pass", DB: 2, Timeout: time.Second,
+		Password: "redis-pass", SentinelUsername: "watcher", SentinelPassword: "watcher-pass", DB: 2, Timeout: time.Second,
 	}}
 }
 
@@ -245,12 +245,20 @@ func TestRedisTopologyCluster(t *testing.T) {
 }
 
 func testRouting(t *testing.T, nodes []*node) {
-	store := openStore(t, RedisConfig{Mode: "cluster", Addrs: []string{nodes[0].addr()}, Timeout: 5 * time.Second})
+	for _, n := range nodes {
+		n.do(t, append(minimalUser(t), "+cluster|slots")...)
+	}
+	store := openStore(t, RedisConfig{
+		Mode: "cluster", Addrs: []string{nodes[0].addr()}, Username: "gateway", Password: "PASSWORD", Timeout: 5 * time.Second,
+	})
 	useStore(t, store)
 	if n := moved(t, nodes); n != 0 {
 		t.Errorf("%d commands went to the wrong node first", n)
 	}
 	for i, n := range nodes {
+		if n.has("commandstats", "cmdstat_command:") {
+			t.Errorf("node %d was asked for its commands on a request's way", i)
+		}
 		if size := n.do(t, "DBSIZE").(int64); size < 3 {
 			t.Errorf("node %d holds %d keys, want a third of 31 and more", i, size)
 		}
@@ -292,7 +300,7 @@ func ownerOf(t *testing.T, nodes []*node, slot any) int {
 
 func testOnce(t *testing.T, nodes []*node) {
 	c := RedisConfig{Mode: "cluster", Addrs: []string{nodes[0].addr()}}
-	client, err := c.client(100*time.Millisecond, 4)
+	client, err := c.client(300*time.Millisecond, 4)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -314,10 +322,13 @@ func testOnce(t *testing.T, nodes []*node) {
 			t.Fatal(err)
 		}
 		signalAll(t, nodes, syscall.SIGSTOP)
+		// It goes on after the time-out, in time for what would be sent again.
+		goesOn := make(chan struct{})
+		time.AfterFunc(600*time.Millisecond, func() { signalAll(t, nodes, syscall.SIGCONT); close(goesOn) })
 		if err := send(); err == nil {
 			t.Error("a node that stands still has answered")
 		}
-		signalAll(t, nodes, syscall.SIGCONT)
+		<-goesOn
 		// What was sent waits on its connection until the node goes on.
 		var counted int
 		inTime(t, "all is counted", func() bool {

@@ -54,7 +54,8 @@ func startSentinel(t *testing.T, primary *node) *node {
 	t.Helper()
 	n := newNode(freePort(t), redis.Options{Password: "sentinel-pass"})
 	file := filepath.Join(t.TempDir(), "sentinel.conf")
-	write(t, file, "port "+n.port, "requirepass sentinel-pass", "sentinel monitor main 127.0.0.1 "+primary.port+" 1",
+	write(t, file, "port "+n.port, "user watcher on >watcher-pass resetchannels &+switch-master &+replica-reconf-done -@all "+
+		"+sentinel|get-master-addr-by-name +sentinel|sentinels +subscribe +ping", "requirepass sentinel-pass", "sentinel monitor main 127.0.0.1 "+primary.port+" 1",
 		"sentinel auth-pass main redis-pass", "sentinel down-after-milliseconds main 10000", "sentinel failover-timeout main 2000")
 	n.start(t, []string{file, "--sentinel", "--dir", filepath.Dir(file)})
 	return n
