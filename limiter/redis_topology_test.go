@@ -111,12 +111,12 @@ func minimalUser(t *testing.T) []any {
 	if err != nil {
 		t.Fatal(err)
 	}
-	line := regexp.MustCompile(`(?ms)^    (ACL SETUSER gateway .*?)\n\n`).FindStringSubmatch(string(text))
+	line := regexp.MustCompile(`(?m)^    (ACL SETUSER gateway .*)$`).FindStringSubmatch(string(text))
 	if line == nil {
 		t.Fatal("the README has no ACL SETUSER")
 	}
 	var words []any
-	for _, word := range strings.Fields(strings.ReplaceAll(line[1], "\\\n", " ")) {
+	for word := range strings.FieldsSeq(line[1]) {
 		words = append(words, word)
 	}
 	return words

@@ -149,6 +149,23 @@ func validateUser(prefix, username, password string, report func(path, problem s
 
 // placeOfAddrs reads what goes with addrs.
 func (c *RedisConfig) placeOfAddrs(report func(path, problem string)) redisPlace {
+	c.validateAddrs(report)
+	switch {
+	case c.DB != 0 && c.mode() == modeCluster:
+		report("db", "is not 0, and a cluster has no other database: leave it out")
+	case c.DB < 0 || c.DB > maxDatabase:
+		report("db", fmt.Sprintf("%d is not between 0 and %d", c.DB, maxDatabase))
+	}
+	validateUser("", c.Username, c.Password, report)
+	p := redisPlace{network: "tcp", addrs: c.Addrs, username: c.Username, password: c.Password, db: c.DB}
+	if c.TLS != nil {
+		p.tls = c.TLS.read(below("tls", report))
+	}
+	return p
+}
+
+// validateAddrs reports on addrs, how many they are, and a url beside them.
+func (c *RedisConfig) validateAddrs(report func(path, problem string)) {
 	switch {
 	case c.URL != "" && c.mode() == modeSingle:
 		report("url", "stands beside addrs: keep one of the two")
@@ -168,17 +185,6 @@ func (c *RedisConfig) placeOfAddrs(report func(path, problem string)) redisPlace
 			report(fmt.Sprintf("addrs[%d]", i), "is not host:port with a port from 1 to 65535: write it as 10.0.0.5:6379 or [fd00::5]:6379")
 		}
 	}
-	if c.DB != 0 && c.mode() == modeCluster {
-		report("db", "is not 0, and a cluster has no other database: leave it out")
-	} else if c.DB < 0 || c.DB > maxDatabase {
-		report("db", fmt.Sprintf("%d is not between 0 and %d", c.DB, maxDatabase))
-	}
-	validateUser("", c.Username, c.Password, report)
-	p := redisPlace{network: "tcp", addrs: c.Addrs, username: c.Username, password: c.Password, db: c.DB}
-	if c.TLS != nil {
-		p.tls = c.TLS.read(below("tls", report))
-	}
-	return p
 }
 
 func isHostPort(addr string) bool {
