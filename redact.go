@@ -14,9 +14,11 @@ const hidden = "(hidden)"
 // secrets are the paths of texts that nobody reads back, below their
 // top-level key; any name of a map or index of a list stands for all.
 var secrets = map[string]bool{
-	"admin.token":                  true,
-	"admin.allow_token":            true,
-	"proxy.routes.match.headers.*": true, // a header's wanted value may be a password
+	"admin.token":                     true,
+	"admin.allow_token":               true,
+	"limiter.redis.password":          true,
+	"limiter.redis.sentinel_password": true,
+	"proxy.routes.match.headers.*":    true, // a header's wanted value may be a password
 }
 
 // redacted is c as JSON can show it, by the file's keys and without secrets.

@@ -64,6 +64,33 @@ func TestNoSecretOfAFullConfigurationIsShown(t *testing.T) {
 	}
 }
 
+func TestNoPasswordOfSentinelsIsShown(t *testing.T) {
+	shown := redactedText(t, `
+limiter:
+  redis:
+    mode: sentinel
+    addrs: [10.0.0.5:26379, 10.0.0.6:26379]
+    master_name: main
+    username: gateway
+    password: sesame-redis
+    db: 2
+    sentinel_username: watcher
+    sentinel_password: sesame-sentinel
+    tls: {server_name: redis.internal}
+`)
+	if strings.Contains(shown, "sesame") {
+		t.Errorf("a password is shown in %s", shown)
+	}
+	for _, text := range []string{
+		`"password": "(hidden)"`, `"sentinel_password": "(hidden)"`, `"mode": "sentinel"`, `"10.0.0.6:26379"`, `"master_name": "main"`,
+		`"username": "gateway"`, `"db": 2`, `"server_name": "redis.internal"`, `"url": ""`,
+	} {
+		if !strings.Contains(shown, text) {
+			t.Errorf("there is no %s in %s", text, shown)
+		}
+	}
+}
+
 func TestWhatIsNoSecretIsShownAsInTheFile(t *testing.T) {
 	shown := redactedText(t, secretive)
 	for _, text := range []string{
@@ -94,6 +121,7 @@ func TestPasswordOfEveryKindOfRedisURLIsHidden(t *testing.T) {
 		"redis://:sesame@h:1/0":           "redis://:hidden@h:1/0",
 		"redis://u:@h:1/0":                "redis://u:hidden@h:1/0",
 		"redis://h:1/0":                   "redis://h:1/0",
+		"rediss://u:sesame@h:1/0":         "rediss://u:hidden@h:1/0",
 		"unix://u:sesame@/run/redis.sock": "unix://u:hidden@/run/redis.sock",
 		"unix:///run/redis.sock?db=2":     "unix:///run/redis.sock?db=2",
 		"redis://u:ses%ame@h":             hidden, // no URL, so that nobody knows where the password is

@@ -24,7 +24,7 @@ func (c RedisConfig) problems() (all []string) {
 func TestRedisConfigReportsEveryProblem(t *testing.T) {
 	c := RedisConfig{URL: "http://x", Timeout: 11 * time.Second, KeyPrefix: "a:b"}
 	want := []string{
-		"url: has a scheme that is not known: write redis://user:password@host:6379/0 or unix:///path/to/redis.sock?db=0",
+		"url: has a scheme that is not known: write redis://user:password@host:6379/0, rediss:// for TLS, or unix:///path/to/redis.sock?db=0",
 		"timeout: 11s is not between 1ms and 10s",
 		`key_prefix: "a:b" must be at most 32 of the characters A-Z a-z 0-9 _ . -`,
 	}
@@ -62,22 +62,21 @@ func TestRedisURL(t *testing.T) {
 	type server struct {
 		network, addr, user, password string
 		db                            int
+		tls                           bool
 	}
 	tests := map[string]server{
-		"redis://h":                        {"tcp", "h:6379", "", "", 0},
-		"redis://h:7000/":                  {"tcp", "h:7000", "", "", 0},
-		"redis://u:p%40%2F%23@h:1/3":       {"tcp", "h:1", "u", "p@/#", 3},
-		"redis://:p@[::1]":                 {"tcp", "[::1]:6379", "", "p", 0},
-		"unix:///run/redis.sock":           {"unix", "/run/redis.sock", "", "", 0},
-		"unix://u:p@/run/redis.sock?db=15": {"unix", "/run/redis.sock", "u", "p", 15},
+		"redis://h":                        {"tcp", "h:6379", "", "", 0, false},
+		"redis://h:7000/":                  {"tcp", "h:7000", "", "", 0, false},
+		"redis://u:p%40%2F%23@h:1/3":       {"tcp", "h:1", "u", "p@/#", 3, false},
+		"redis://:p@[::1]":                 {"tcp", "[::1]:6379", "", "p", 0, false},
+		"rediss://u:p@h/2":                 {"tcp", "h:6379", "u", "p", 2, true},
+		"unix:///run/redis.sock":           {"unix", "/run/redis.sock", "", "", 0, false},
+		"unix://u:p@/run/redis.sock?db=15": {"unix", "/run/redis.sock", "u", "p", 15, false},
 	}
 	for text, want := range tests {
-		o, err := (&RedisConfig{URL: text}).options()
-		if err != nil {
-			t.Errorf("%s: %v", text, err)
-			continue
-		}
-		got := server{o.Network, o.Addr, o.Username, o.Password, o.DB}
+		c := RedisConfig{URL: text}
+		p := c.place(func(path, problem string) { t.Errorf("%s: %s %s", text, path, problem) })
+		got := server{p.network, strings.Join(p.addrs, " "), p.username, p.password, p.db, p.tls != nil}
 		if got != want {
 			t.Errorf("%s: got %+v, want %+v", text, got, want)
 		}
@@ -87,7 +86,9 @@ func TestRedisURL(t *testing.T) {
 func TestRedisURLProblemsSayWhatIsWrongWithoutThePassword(t *testing.T) {
 	tests := map[string]string{
 		"":                                  "is missing",
-		"rediss://u:secret@h":               "TLS to Redis is not served yet",
+		"rediss://u:secret@h/x":             "database",
+		"rediss://u:secret@":                "rediss://host",
+		"rediss://u:secret@h?secret":        "options",
 		"http://u:secret@h":                 "scheme",
 		"u:secret@h":                        "scheme",
 		"redis://u:secret@":                 "names no host",
@@ -112,9 +113,9 @@ func TestRedisURLProblemsSayWhatIsWrongWithoutThePassword(t *testing.T) {
 		"unix://u:secret@/run/r.sock?a=%zz": "options",
 	}
 	for text, want := range tests {
-		err := (&RedisConfig{URL: text}).problem()
-		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "sec") {
-			t.Errorf("%q: got %v, want something with %q", text, err, want)
+		got := strings.Join(RedisConfig{URL: text}.problems(), "; ")
+		if !strings.HasPrefix(got, "url: ") || !strings.Contains(got, want) || strings.Contains(got, "sec") {
+			t.Errorf("%q: got %q, want something with %q", text, got, want)
 		}
 		if _, err := NewRedisStore(RedisConfig{URL: text}); err == nil || strings.Contains(err.Error(), "sec") {
 			t.Errorf("NewRedisStore of %q: got %v", text, err)
@@ -122,18 +123,73 @@ func TestRedisURLProblemsSayWhatIsWrongWithoutThePassword(t *testing.T) {
 	}
 }
 
-func (c *RedisConfig) problem() error {
-	_, err := c.options()
-	return err
+func TestRedisConfigOfSeveralServersReportsEveryProblem(t *testing.T) {
+	const beside = "stands beside a url without TLS: write rediss://host:6379/0 there, or leave tls out"
+	const elsewhere = "is for sentinels only: write mode: sentinel, or leave it out"
+	const goesWith = "goes with addrs: beside url write it there, as redis://user:password@host:6379/0"
+	const form = "is not host:port with a port from 1 to 65535: write it as 10.0.0.5:6379 or [fd00::5]:6379"
+	tests := []struct {
+		config RedisConfig
+		want   []string
+	}{
+		{RedisConfig{Mode: "ring", URL: "redis://h"}, []string{`mode: "ring" is unknown; write single, sentinel or cluster`}},
+		{RedisConfig{Mode: "single", Addrs: []string{"h:1"}, Username: "u", Password: "p", DB: 3}, nil},
+		{RedisConfig{URL: "redis://h", Addrs: []string{"h:1"}}, []string{"url: stands beside addrs: keep one of the two"}},
+		{RedisConfig{Addrs: []string{"h:1", "i:1"}}, []string{"addrs: has 2 addresses, of which mode single takes one: write mode: sentinel or mode: cluster, or keep one"}},
+		{RedisConfig{Addrs: []string{"redis://u:secret@h:1"}}, []string{"addrs[0]: " + form}},
+		{RedisConfig{Mode: "cluster", Addrs: []string{"h:1", "h", ":1", "h:0", "u:secret@h:1", "[::1]:6379"}},
+			[]string{"addrs[1]: " + form, "addrs[2]: " + form, "addrs[3]: " + form, "addrs[4]: " + form}},
+		{RedisConfig{Mode: "cluster"}, []string{"addrs: is missing: write where some of the cluster's nodes are, as [10.0.0.5:6379, 10.0.0.6:6379]"}},
+		{RedisConfig{Mode: "cluster", URL: "redis://u:secret@h", Addrs: []string{"h:1"}, DB: 1}, []string{
+			"url: names one Redis only: for mode cluster write addrs: [host:port, ...], username, password and tls instead",
+			"db: is not 0, and a cluster has no other database: leave it out"}},
+		{RedisConfig{Mode: "sentinel"}, []string{
+			"master_name: is missing: write the name that the sentinels monitor the primary by, as mymaster",
+			"addrs: is missing: write where the sentinels are, as [10.0.0.5:26379, 10.0.0.6:26379]"}},
+		{RedisConfig{Mode: "sentinel", MasterName: "m", Addrs: []string{"h:1"}, DB: -1, SentinelUsername: "u", Username: "u"}, []string{
+			"sentinel_username: has no password beside it: give sentinel_password, or leave both out",
+			"db: -1 is not between 0 and 65535",
+			"username: has no password beside it: give password, or leave both out"}},
+		{RedisConfig{Mode: "sentinel", MasterName: "m", Addrs: []string{"h:1", "i:1"}, DB: 65535, SentinelPassword: "p", Password: "q"}, nil},
+		{RedisConfig{URL: "redis://h", MasterName: "m", SentinelUsername: "u", SentinelPassword: "secret"}, []string{
+			"master_name: " + elsewhere, "sentinel_username: " + elsewhere, "sentinel_password: " + elsewhere}},
+		{RedisConfig{URL: "redis://h", Username: "u", Password: "secret", DB: 1}, []string{
+			"username: " + goesWith, "password: " + goesWith, "db: " + goesWith}},
+		{RedisConfig{URL: "redis://h", TLS: &RedisTLSConfig{}}, []string{"tls: " + beside}},
+		{RedisConfig{URL: "unix:///s", TLS: &RedisTLSConfig{ServerName: "h"}}, []string{"tls: " + beside}},
+		{RedisConfig{URL: "rediss://h", TLS: &RedisTLSConfig{ServerName: "h"}}, nil},
+	}
+	for _, test := range tests {
+		if diff := cmp.Diff(test.want, test.config.problems()); diff != "" {
+			t.Errorf("%+v (-want +got)\n%s", test.config, diff)
+		}
+		client, err := test.config.client(time.Second, 1)
+		if (err == nil) != (test.want == nil) || err != nil && strings.Contains(err.Error(), "secret") {
+			t.Errorf("%+v: client says %v", test.config, err)
+		}
+		if err == nil {
+			client.Close()
+		}
+	}
 }
 
 func TestStoreSendsNothingTwice(t *testing.T) {
-	o, err := (&RedisConfig{URL: "redis://h"}).options()
-	if err != nil {
-		t.Fatal(err)
+	p := redisPlace{network: "tcp", addrs: []string{"h:1"}}
+	o, f, k := p.options(time.Second, 3), (&RedisConfig{}).sentinelOptions(p, time.Second, 3), p.clusterOptions(time.Second, 3)
+	type promises struct {
+		MaxRetries, DialerRetries, PoolSize, PipelinePoolSize, Protocol int
+		ContextTimeoutEnabled, DisableIdentity                          bool
+		ReadTimeout, WriteTimeout, PoolTimeout, ConnMaxIdleTime         time.Duration
 	}
-	if o.MaxRetries != -1 || o.DialerRetries != 1 || !o.ContextTimeoutEnabled {
-		t.Errorf("options allow retries or forget deadlines: %+v", o)
+	want := promises{-1, 1, 3, -1, 2, true, true, time.Second, time.Second, time.Second, time.Minute}
+	for _, got := range []promises{
+		{o.MaxRetries, o.DialerRetries, o.PoolSize, o.PipelinePoolSize, o.Protocol, o.ContextTimeoutEnabled, o.DisableIdentity, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout, o.ConnMaxIdleTime},
+		{f.MaxRetries, f.DialerRetries, f.PoolSize, f.PipelinePoolSize, f.Protocol, f.ContextTimeoutEnabled, f.DisableIdentity, f.ReadTimeout, f.WriteTimeout, f.PoolTimeout, f.ConnMaxIdleTime},
+		{k.MaxRetries, k.DialerRetries, k.PoolSize, k.PipelinePoolSize, k.Protocol, k.ContextTimeoutEnabled, k.DisableIdentity, k.ReadTimeout, k.WriteTimeout, k.PoolTimeout, k.ConnMaxIdleTime},
+	} {
+		if got != want {
+			t.Errorf("options allow retries or forget deadlines: got %+v, want %+v", got, want)
+		}
 	}
 	var command redis.Cmder = new(call)
 	if !command.NoRetry() {

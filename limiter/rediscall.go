@@ -32,6 +32,10 @@ type bytesArg []byte
 
 func (b *bytesArg) MarshalBinary() ([]byte, error) { return *b, nil }
 
+// String is for a cluster client, which asks for the first key's text to find
+// its slot.
+func (b *bytesArg) String() string { return string(*b) }
+
 // add takes a ticket into the call. Its bytes are only read until the call is over.
 func (c *call) add(t *ticket) {
 	c.tickets = append(c.tickets, t)
@@ -52,6 +56,7 @@ func (c *call) build(script []any) {
 		c.args = append(c.args, &c.keys[i])
 	}
 	c.args = append(c.args, &c.params)
+	// A new one each time: a command keeps the slot that it was first sent to.
 	c.StringCmd = redis.NewStringCmd(context.Background(), c.args...)
 }
 

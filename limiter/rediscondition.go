@@ -24,9 +24,8 @@ const (
 )
 
 // redisCondition looks at Redis itself: whether it is set up so that the
-// promises about buckets hold. It only asks (INFO, and CONFIG GET save if it
-// may), it mends nothing; decisions go on whatever it finds. An ACL must grant
-// +info, which is in @dangerous; +config|get is welcome.
+// promises about buckets hold. It only asks (INFO, which an ACL must grant), it
+// mends nothing; decisions go on whatever it finds.
 type redisCondition struct {
 	client  redis.UniversalClient
 	every   time.Duration // how often watch looks
@@ -48,8 +47,7 @@ type conditionWarning struct {
 type nodeLook struct {
 	node    string
 	info    redisInfo
-	save    string // save points, see savePoints; only asked for if they matter
-	evicted int64  // keys evicted since the last look
+	evicted int64 // keys evicted since the last look
 }
 
 // conditions are the kinds of warnings. Each finds the message, "" if all is
@@ -153,9 +151,6 @@ func lookAt(ctx context.Context, client *redis.Client) (nodeLook, error) {
 	if l.info, err = askInfo(ctx, client); err != nil {
 		return l, fmt.Errorf("info of redis %s: %w", l.node, err)
 	}
-	if l.forgets() {
-		l.save = savePoints(ctx, client)
-	}
 	return l, nil
 }
 
@@ -232,10 +227,6 @@ func (l *nodeLook) persistence() string {
 	if !l.forgets() {
 		return ""
 	}
-	lost := "every debt"
-	if l.save != "" {
-		lost = fmt.Sprintf("all debts made since the last snapshot, up to the save interval (seconds and changes: %s)", l.save)
-	}
-	return "Redis has neither an AOF nor a replica: a restart forgets " + lost + ", not about a second of spending, " +
+	return "Redis has neither an AOF nor a replica: a restart forgets every debt (with snapshots, those since the last one), not about a second of spending, " +
 		"so that each bucket may admit up to its capacity once more; set appendonly yes (appendfsync everysec) or add a replica"
 }

@@ -46,15 +46,13 @@ type redisFleet struct {
 
 // newRedisFleet returns the fleet on the Redis of a store. It does not dial.
 func newRedisFleet(c RedisConfig, active *activeKeys) (*redisFleet, error) {
-	o, err := c.options()
+	// Nothing here is on a request's way: it may take its time.
+	client, err := c.client(fleetTimeout, 4)
 	if err != nil {
 		return nil, err
 	}
-	// Nothing here is on a request's way: it may take its time.
-	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = fleetTimeout, fleetTimeout, fleetTimeout, fleetTimeout
-	o.PoolSize = 4
 	return &redisFleet{
-		client: redis.NewClient(o),
+		client: client,
 		prefix: c.keyPrefix() + ":{!fleet}:",
 		active: active,
 		change: redis.NewScript(lua.Change),

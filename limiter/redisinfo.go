@@ -68,17 +68,3 @@ func askInfo(ctx context.Context, client *redis.Client) (redisInfo, error) {
 	}
 	return parseInfo(text), nil
 }
-
-// validSavePoints are pairs of seconds and changes.
-var validSavePoints = regexp.MustCompile(`^[0-9 ]{1,200}$`)
-
-// savePoints are the server's save points, as "3600 1 300 100". It is "" if
-// there are none, or if they can't be known: a hosted Redis often has no
-// CONFIG, and the ACL of a careful operator doesn't grant it.
-func savePoints(ctx context.Context, client *redis.Client) string {
-	settings, err := client.ConfigGet(ctx, "save").Result()
-	if err != nil || !validSavePoints.MatchString(settings["save"]) {
-		return ""
-	}
-	return settings["save"]
-}

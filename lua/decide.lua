@@ -113,7 +113,7 @@ local function write(key, now, debt, progress, n, p, leases, keep)
   if frac > 0 then value = value .. pack('>I4', frac) end
   local ms = life(debt, progress, n, p)
   if leases ~= '' then value, ms = value .. leases, math.max(ms, keep, 1) end
-  if debt <= 0 and leases == '' then call('DEL', key) return end
+  if debt <= 0 and leases == '' then call('UNLINK', key) return end
   call('SET', key, value, 'PX', ms)
 end
 

@@ -57,7 +57,7 @@ for values in "$chart"/ci/*.yaml; do
     "$dir/$name.yaml" >"$dir/score" || { grep CRITICAL "$dir/score"; fail "kube-score: $name"; }
   # The configuration that the pods would read.
   part "$name" configmap.yaml | below config.yaml >"$dir/$name.config"
-  R8LIMITER_REDIS_URL=redis://127.0.0.1:6379/0 R8LIMITER_ADMIN_TOKEN=0123456789abcdef "$dir/r8limiter" check -config "$dir/$name.config"
+  R8LIMITER_REDIS_URL=rediss://127.0.0.1:6379/0 REDIS_PASSWORD=secret R8LIMITER_ADMIN_TOKEN=0123456789abcdef "$dir/r8limiter" check -config "$dir/$name.config"
 done
 
 sed 's/readinessProbe:/readynessProbe:/' "$dir/defaults.yaml" >"$dir/misspelt.yaml"
@@ -74,7 +74,7 @@ refuses replicas --set replicas=3
 refuses adminToken --set adminToken=short
 refuses mode --set redis.mode=cluster
 refuses "redis.url is needed" --set redis.mode=external
-refuses redis.url --set redis.mode=external,redis.url=rediss://redis.example:6379
+refuses redis.url --set redis.mode=external,redis.url=http://redis.example:6379
 refuses terminationGracePeriodSeconds --set terminationGracePeriodSeconds=10
 refuses limits --set config.limits.x=1
 refuses pullPolicy --set image.pullPolicy=Sometimes
@@ -108,6 +108,12 @@ lacks external hpa.yaml kind
 lacks external secret.yaml kind
 lacks external redis.yaml kind
 lacks memory redis.yaml kind
+lacks cluster redis.yaml kind
+lacks cluster deployment.yaml R8LIMITER_REDIS_URL
+lacks cluster configmap.yaml "url:"
+has cluster configmap.yaml "mode: cluster"
+has cluster deployment.yaml "mountPath: /etc/redis-tls"
+has cluster deployment.yaml "secretName: redis-tls"
 lacks memory serviceaccount.yaml kind
 lacks memory deployment.yaml R8LIMITER_REDIS_URL
 has control-only configmap.yaml "timeout: 20ms"
