@@ -15,9 +15,9 @@ import (
 	"github.com/VictoriaMetrics/metrics"
 	"github.com/google/go-cmp/cmp"
 	"github.com/redis/go-redis/v9"
-	"github.com/redis/go-redis/v9"
 
 	"github.com/r8limiter/r8limiter/limiter/redistest"
+)
 
 // testedCondition is a condition with its series. The client ends with the test.
 type testedCondition struct {
