@@ -28,9 +28,10 @@ type denialCache struct {
 }
 
 type denialShard struct {
-	mu    sync.Mutex // guards known
-	known map[string]*denial
-	_     [48]byte // neighbours don't share a cache line
+	mu     sync.Mutex // guards the rest
+	known  map[string]*denial
+	purged int64
+	_      [40]byte // neighbours don't share a cache line
 }
 
 // denial is what an answer that refused said of one bucket. Times are in
@@ -152,9 +153,11 @@ func (c *denialCache) put(key []byte, e denial, now int64, add bool, epoch uint6
 	c.size.Add(1)
 }
 
-// makeRoomLocked forgets what is over, or else anything.
+// makeRoomLocked forgets what is over, though not each time, or else anything.
 func (c *denialCache) makeRoomLocked(sh *denialShard, now int64) {
-	c.purgeLocked(sh, now)
+	if now-sh.purged > maxDenial/10 {
+		c.purgeLocked(sh, now)
+	}
 	for key := range sh.known {
 		if len(sh.known) < denialShardMax {
 			break
@@ -165,6 +168,7 @@ func (c *denialCache) makeRoomLocked(sh *denialShard, now int64) {
 }
 
 func (c *denialCache) purgeLocked(sh *denialShard, now int64) {
+	sh.purged = now
 	for key, e := range sh.known {
 		if now >= e.over {
 			delete(sh.known, key)

@@ -59,11 +59,13 @@ const (
 	lead                 // it leads the next flight
 )
 
-var tickets = sync.Pool{New: func() any {
+var tickets = sync.Pool{New: func() any { return newTicket() }}
+
+func newTicket() *ticket {
 	t := &ticket{wake: make(chan signal, 1), timer: time.NewTimer(time.Hour)}
 	t.timer.Stop()
 	return t
-}}
+}
 
 // takeTicket returns a ticket for one decision, to be given back with release.
 func takeTicket(sp *Spend, d *Decision, deadline time.Time) *ticket {

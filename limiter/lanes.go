@@ -7,8 +7,6 @@ import (
 	"math/rand/v2"
 	"sync"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 )
 
 // lanes are the ways to Redis: one, or in a cluster one for each primary, which
@@ -177,85 +175,4 @@ func oneSlot(sp *Spend) bool {
 		}
 	}
 	return len(sp.IdempotencyKey) == 0 || string(hashTag(sp.IdempotencyKey)) == string(tag)
-}
-
-// sendNode sends a flight to one primary of a cluster: a pipeline of one call
-// for each decision, as a call can't have keys of two slots. What the primary
-// does not have (any more) follows it to where it is.
-func (s *RedisStore) sendNode(ctx context.Context, f *flight) error {
-	f.calls = extend(f.calls, len(f.tickets))
-	node := f.tickets[0].node
-	for i, t := range f.tickets {
-		f.calls[i].add(t)
-		f.calls[i].build(s.byName)
-	}
-	err := s.exec(ctx, node.Pipeline(), f.calls)
-	var again []*call
-	for i := range f.calls {
-		c := &f.calls[i]
-		switch err := c.Err(); {
-		case err == nil:
-			c.read()
-		case notRun(err):
-			again = append(again, c)
-		default:
-			c.fail(err)
-		}
-	}
-	if len(again) > 0 {
-		err = s.resend(ctx, again)
-	}
-	if err != nil {
-		s.cluster.ReloadState(ctx)
-	}
-	return err
-}
-
-// exec sends calls in one pipeline. The error is that of the last call that failed
-// otherwise than by an answer that notRun knows.
-func (s *RedisStore) exec(ctx context.Context, p redis.Pipeliner, calls []call) (err error) {
-	for i := range calls {
-		_ = p.Process(ctx, &calls[i]) // it only queues
-	}
-	_, _ = p.Exec(ctx) // each call has its error
-	for i := range calls {
-		if e := calls[i].Err(); e != nil && !notRun(e) {
-			err = e
-		}
-	}
-	return err
-}
-
-// notRun says whether Redis refused a call before it ran anything, because it
-// is to be sent otherwise.
-func notRun(err error) bool {
-	for _, prefix := range []string{"NOSCRIPT", "MOVED", "ASK", "TRYAGAIN"} {
-		if redis.HasErrorPrefix(err, prefix) {
-			return true
-		}
-	}
-	return false
-}
-
-// resend sends calls that were not run once more, with the script's text, to
-// wherever their slots are.
-func (s *RedisStore) resend(ctx context.Context, calls []*call) (err error) {
-	p := s.cluster.Pipeline()
-	for _, c := range calls {
-		if redis.HasErrorPrefix(c.Err(), "NOSCRIPT") {
-			s.metrics.noScript.Inc()
-		}
-		c.build(s.byText)
-		_ = p.Process(ctx, c)
-	}
-	_, _ = p.Exec(ctx)
-	for _, c := range calls {
-		if e := c.Err(); e != nil {
-			c.fail(e)
-			err = e
-			continue
-		}
-		c.read()
-	}
-	return err
 }

@@ -151,7 +151,7 @@ func (c *leases) spend(l *lease, cost int64, d *Decision) (u use, terms leaseTer
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.measureLocked(cost, now)
-	terms = leaseTerms{id: l.id, share: c.share, ttl: c.ttl, want: int64(l.demand * c.ttl.Seconds() / 4)}
+	terms = leaseTerms{id: l.id, share: c.share, ttl: c.ttl, want: int64(min(l.demand*c.ttl.Seconds()/4, MaxCapacity))}
 	worth := terms.want >= leaseLeast*cost && !l.renewing && !l.gone
 	if l.tokens < cost || now >= l.until {
 		if !worth {
@@ -181,6 +181,13 @@ func (l *lease) measureLocked(cost, now int64) {
 		l.demand = (l.demand + float64(l.spent)*1e6/float64(passed)) / 2
 		l.spent, l.window = 0, now
 	}
+}
+
+// leave says that the call which spend asked for is not made.
+func (l *lease) leave() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.renewing = false
 }
 
 // fillLocked makes d what the store would have said, so far as this process knows:

@@ -107,26 +107,38 @@ func (silence) Printf(context.Context, string, ...any) {}
 // Decide is Store's. It returns within RedisConfig.Timeout, or earlier if ctx
 // ends. Errors are go-redis's, wrapped, or ErrKeyReused.
 func (s *RedisStore) Decide(ctx context.Context, sp *Spend, d *Decision) error {
-	var terms leaseTerms
-	l := s.leaseFor(sp, d)
-	if l != nil {
-		var u use
-		switch u, terms = s.leases.spend(l, sp.Cost, d); u {
-		case useRenew:
-			s.background.Go(func() { s.renew(l, terms) })
-			fallthrough
-		case useDone:
-			s.metrics.byLease.Inc()
-			return nil
-		case useCall:
-			l = nil
-		}
+	l, terms, done := s.spendLease(sp, d)
+	if done {
+		s.metrics.byLease.Inc()
+		return nil
 	}
-	if l == nil && s.denials.answer(sp, d) {
+	if s.denials.answer(sp, d) {
+		if l != nil {
+			l.leave()
+		}
 		s.metrics.byDenial.Inc()
 		return nil
 	}
 	return s.decide(ctx, sp, d, l, &terms)
+}
+
+// spendLease spends from a lease if it can; or it returns the lease that the
+// call is to ask for, by the terms, if any.
+func (s *RedisStore) spendLease(sp *Spend, d *Decision) (ask *lease, terms leaseTerms, done bool) {
+	l := s.leaseFor(sp, d)
+	if l == nil {
+		return nil, terms, false
+	}
+	switch u, terms := s.leases.spend(l, sp.Cost, d); u {
+	case useRenew:
+		s.background.Go(func() { s.renew(l, terms) })
+		return nil, terms, true
+	case useDone:
+		return nil, terms, true
+	case useLease:
+		return l, terms, false
+	}
+	return nil, terms, false
 }
 
 // leaseFor is the lease that can pay for sp, or nil. Where the buckets are in
@@ -160,10 +172,15 @@ func (s *RedisStore) decide(ctx context.Context, sp *Spend, d *Decision, l *leas
 	}
 	s.metrics.byCall.Inc()
 	s.denials.note(sp, d, sent, epoch)
+	s.noteActive(sp, d)
+	return nil
+}
+
+// noteActive notes when the buckets of an answer will be full.
+func (s *RedisStore) noteActive(sp *Spend, d *Decision) {
 	for i := range d.Limits {
 		s.active.set(sp.Keys[i], d.Limits[i].Level.Full(d.Limits[i].Rate))
 	}
-	return nil
 }
 
 // trouble counts an error that is one of the store.
@@ -242,6 +259,7 @@ func (s *RedisStore) renew(l *lease, terms leaseTerms) {
 		return
 	}
 	s.metrics.byCall.Inc()
+	s.noteActive(&sp, &d)
 }
 
 // decision is one to be made of the lease's buckets.

@@ -11,7 +11,7 @@
 --          flag 2 (owed): spend the cost in any case, down to empty buckets
 --          flag 4 (refund): the cost goes back
 --          flag 8 (lease): I5 lease, I4 tokens that its holder still has at most, I4 tokens wanted,
---                  I2 share of what is left that it may get, in thousandths, I4 time to live in ms
+--                  I2 share of what is left that it may have, in thousandths, I4 time to live in ms
 --          flag 16 (return): I5 lease; the cost is what its holder did not spend
 --          then for each limit: I1 shadow (1) or not (0), I4 capacity in tokens, I4 n, I7 p
 --        The bucket gains n tokens every p microseconds: n < 2^27, p < 2^52, n <= p.
@@ -42,6 +42,7 @@ local call, pcall = redis.call, redis.pcall
 local TWO26, TWO53 = 67108864, 9007199254740992
 local MAX_AHEAD = 60000000 -- us that a bucket may lie in the future before it is brought back
 local MAX_LEASES = 16 -- of a bucket
+local GRACE = 2 -- ms that a lease counts longer than its holder believes, for the clocks' sake
 
 -- floor((r*n - frac) / p) and what is left over, for 0 <= r < p. r*n may need
 -- 79 bits: then the quotient is estimated, off by one at most, and the
@@ -62,8 +63,8 @@ local function divide(r, n, frac, p)
   return q, left
 end
 
--- The bucket's debt and progress now, whether its moment had to be brought back to now, and its
--- leases. No debt where the key holds no bucket.
+-- The bucket's debt and progress now, whether its moment had to be brought back to now (so that it
+-- is to be written), and its leases. No debt where the key holds no bucket.
 local function level(value, now, n, p)
   if not value then return 0, 0, false, '' end
   local size = type(value) == 'string' and #value or 0
@@ -122,7 +123,7 @@ local now = time[1] * 1000000 + time[2]
 local ms = floor(now / 1000)
 local params, size, position, first = ARGV[1], #ARGV[1], 1, 1
 local answers, shadows, capacities, ns, ps = {}, {}, {}, {}, {}
-local refused, debts, progresses, moved, leases, others, keeps = {}, {}, {}, {}, {}, {}, {}
+local refused, debts, progresses, dirty, leases, others, keeps = {}, {}, {}, {}, {}, {}, {}
 
 while position <= size do
   local flags, limits, cost, lease, held, want, share, ttl
@@ -149,7 +150,7 @@ while position <= size do
   for i = 1, limits do
     shadows[i], capacities[i], ns[i], ps[i], position = unpack('>BI4I4I7', params, position)
     local debt, progress, least = 0, 0, 0
-    debt, progress, moved[i], leases[i] = level(pcall('GET', KEYS[key + i]), now, ns[i], ps[i])
+    debt, progress, dirty[i], leases[i] = level(pcall('GET', KEYS[key + i]), now, ns[i], ps[i])
     if not debt then
       status, debt, progress, leases[i] = 'X', 0, 0, ''
     end
@@ -160,7 +161,7 @@ while position <= size do
       others[i], keeps[i], least = rest, last - ms, sum
       if flags >= 16 then
         debt, leases[i] = debt - math.min(cost, own), rest
-        moved[i] = moved[i] or own > 0
+        dirty[i] = dirty[i] or own > 0
       end
     end
     if refund and flags < 16 then
@@ -179,16 +180,16 @@ while position <= size do
     if status == 'A' then
       got = want
       for i = 1, limits do
-        got = math.min(got, floor((capacities[i] - debts[i] - cost) * share / 1000))
+        got = math.min(got, floor((capacities[i] - debts[i] - cost + held) * share / 1000) - held)
         if #others[i] >= MAX_LEASES * 15 then got = 0 end
       end
       if got <= cost then got = 0 end
     end
     if got > 0 then
       for i = 1, limits do
-        debts[i] = debts[i] + got
-        leases[i] = others[i] .. pack('>I5I4I6', lease, held + got, ms + ttl)
-        keeps[i] = math.max(keeps[i], ttl)
+        debts[i], dirty[i] = debts[i] + got, true
+        leases[i] = others[i] .. pack('>I5I4I6', lease, held + got, ms + ttl + GRACE)
+        keeps[i] = math.max(keeps[i], ttl + GRACE)
       end
     end
     answer = answer .. pack('>I4', got)
@@ -198,7 +199,7 @@ while position <= size do
     if charge and not refund then
       debts[i] = owed and math.max(debts[i], math.min(debts[i] + cost, capacities[i])) or debts[i] + cost
     end
-    if charge or moved[i] then
+    if charge or dirty[i] then
       write(KEYS[key + i], now, debts[i], progresses[i], ns[i], ps[i], leases[i], keeps[i])
     elseif refused[i] then
       call('PEXPIRE', KEYS[key + i], life(debts[i], progresses[i], ns[i], ps[i]), 'GT')
