@@ -2,7 +2,7 @@
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
-.PHONY: run test test-deploy load soak lint staticcheck bench fuzz build redis
+.PHONY: run test test-deploy load soak lint staticcheck bench bench-store fuzz build redis
 
 run: ## serve config.example.yaml
 	$(GO) run . -config config.example.yaml
@@ -39,6 +39,11 @@ staticcheck: ## needs the module proxy to serve honnef.co/go/tools
 
 bench: redis
 	$(GO) test -run xxx -bench . -benchmem -cpu 1,2 ./...
+
+bench-store: redis ## what a decision costs by one call each, coalesced, leased, denied; and beside nginx
+	$(GO) test -run xxx -bench 'StoreWays' -benchtime 9x ./limiter
+	loadtest/compare.sh 5 4
+	$(GO) test -run xxx -bench 'Million' -benchtime 1x ./limiter
 
 fuzz: ## 20 s for each target
 	@for pkg in $$($(GO) list ./...); do for f in $$($(GO) test -list '^Fuzz' $$pkg | grep ^Fuzz); do \

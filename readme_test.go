@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -170,6 +171,33 @@ func TestReadmePathsAndFilesExist(t *testing.T) {
 	for _, m := range regexp.MustCompile("(?:\\]\\(|`)((?:deploy|loadtest|admin|lua|proxy|limiter|\\.github)/[A-Za-z0-9_./-]+|[A-Z][A-Z]+\\.md|config\\.example\\.yaml)").FindAllStringSubmatch(text, -1) {
 		if _, err := os.Stat(m[1]); err != nil {
 			t.Errorf("the README names %s: %v", m[1], err)
+		}
+	}
+}
+
+// TestReadmeNamesTestsThatExist looks for every test that the README names.
+func TestReadmeNamesTestsThatExist(t *testing.T) {
+	var sources strings.Builder
+	for _, pattern := range []string{"*_test.go", "limiter/*_test.go", "admin/*_test.go", "proxy/*_test.go"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sources.Write(text)
+		}
+	}
+	names := regexp.MustCompile(`Test[A-Z]\w+`).FindAllString(readme(t), -1)
+	if len(names) < 10 {
+		t.Fatalf("found only %q", names)
+	}
+	for _, name := range names {
+		if !strings.Contains(sources.String(), "func "+name+"(") {
+			t.Errorf("there is no %s", name)
 		}
 	}
 }

@@ -117,7 +117,8 @@ type lane struct {
 	send      func(ctx context.Context, f *flight) error
 	deadlines *deadlines
 	// failed is called when the breaker opens, with a key of a failed decision.
-	failed func(l *lane, key []byte, cause error)
+	failed  func(l *lane, key []byte, cause error)
+	outages outages // used by failed and what it starts
 
 	mu          sync.Mutex // guards the rest
 	first, last *ticket    // that wait

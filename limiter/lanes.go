@@ -107,7 +107,7 @@ const (
 func (ls *lanes) failed(l *lane, key []byte, cause error) {
 	s := ls.store
 	s.metrics.opened.Inc()
-	s.warn(l, cause)
+	told := s.warn(l, cause)
 	probe := s.probeKey(0)
 	if s.cluster != nil {
 		probe = append(append([]byte(nil), hashTag(key)...), "!probe"...)
@@ -115,36 +115,63 @@ func (ls *lanes) failed(l *lane, key []byte, cause error) {
 	}
 	since := time.Now()
 	s.background.Go(func() {
-		for pause := firstProbe; ; pause = min(2*pause, lastProbe) {
-			jitter := time.Duration(rand.Int64N(int64(pause)/5*2)) - pause/5
-			select {
-			case <-s.ended.Done():
-				return
-			case <-time.After(pause + jitter):
-			}
-			if s.cluster != nil {
-				s.cluster.ReloadState(s.ended)
-			}
-			if err := s.probe(s.ended, probe); err == nil {
-				break
-			}
+		if !s.probeUntilWell(probe) {
+			return
+		}
+		if told {
+			s.tellRecovered(l, since)
 		}
 		l.reopen()
-		s.tellRecovered(l, time.Since(since))
 	})
 }
 
-// warn tells the operator that decisions go by on_store_error from now on.
-func (s *RedisStore) warn(l *lane, cause error) {
-	if log := s.log.Load(); log != nil {
-		log.Warn().Err(cause).Str("redis", l.name).Msg("Redis fails: until it works again, on_store_error decides. Check the server and limiter.redis")
+// probeUntilWell probes until that works, or until the store is closed.
+func (s *RedisStore) probeUntilWell(key []byte) bool {
+	for pause := firstProbe; ; pause = min(2*pause, lastProbe) {
+		jitter := time.Duration(rand.Int64N(int64(pause)/5*2)) - pause/5
+		select {
+		case <-s.ended.Done():
+			return false
+		case <-time.After(pause + jitter):
+		}
+		if s.cluster != nil {
+			s.cluster.ReloadState(s.ended)
+		}
+		if s.probe(s.ended, key) == nil {
+			return true
+		}
 	}
 }
 
-func (s *RedisStore) tellRecovered(l *lane, after time.Duration) {
-	if log := s.log.Load(); log != nil {
-		log.Info().Str("redis", l.name).Dur("after_ms", after).Msg("Redis works again")
+// logEvery is how often the failures of one Redis are told at most: one that
+// comes and goes must not fill the log.
+const logEvery = 10 * time.Second
+
+// outages are what is told of one lane. One failure after another uses it.
+type outages struct {
+	told  time.Time // when one was told last
+	quiet int       // how many were not told since
+}
+
+// warn tells the operator that decisions go by on_store_error from now on, and
+// says whether it did.
+func (s *RedisStore) warn(l *lane, cause error) bool {
+	log := s.log.Load()
+	if log == nil || time.Since(l.outages.told) < logEvery {
+		l.outages.quiet++
+		return false
 	}
+	e := log.Warn().Err(cause).Str("redis", l.name)
+	if l.outages.quiet > 0 {
+		e = e.Int("not_told", l.outages.quiet)
+	}
+	e.Msg("Redis fails: until it works again, on_store_error decides. Check the server and limiter.redis")
+	l.outages = outages{told: time.Now()}
+	return true
+}
+
+func (s *RedisStore) tellRecovered(l *lane, since time.Time) {
+	s.log.Load().Info().Str("redis", l.name).Int64("failed_ms", time.Since(since).Milliseconds()).Msg("Redis works again")
 }
 
 // hashTag is the part of a key up to the end of its hash tag, which every key of
