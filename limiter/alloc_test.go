@@ -5,8 +5,10 @@
 package limiter
 
 import (
+	"context"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestDecidingOnKnownBucketsAllocatesNothing(t *testing.T) {
@@ -41,6 +43,42 @@ resources:
 					field = d.AppendPolicy(d.AppendRateLimit(field[:0]))
 				}
 			})
+			if allocations != 0 {
+				t.Errorf("%v allocations, want none", allocations)
+			}
+		})
+	}
+}
+
+func TestDecidingWithoutACallAllocatesNothing(t *testing.T) {
+	store := startRedis(t).store(t)
+	for name, way := range map[string]struct {
+		limit   *Limit
+		leased  bool
+		allowed bool
+	}{"lease": {slowLimit(MaxCapacity), true, true}, "denial": {slowLimit(1), false, false}} {
+		t.Run(name, func(t *testing.T) {
+			sp := Spend{Cost: 1, Keys: [][]byte{[]byte("r8:{" + name + "}:read")}, Leased: way.leased}
+			d := Decision{Limits: []LimitState{{Limit: way.limit}}}
+			decide := func() {
+				if err := store.Decide(context.Background(), &sp, &d); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for range 2 {
+				decide()
+			}
+			if way.leased {
+				for end := time.Now().Add(10 * time.Second); store.leases.tokens() < 5000 && time.Now().Before(end); {
+					decide()
+				}
+			}
+			store.background.Wait()
+			calls := store.metrics.byCall.Get()
+			allocations := testing.AllocsPerRun(500, decide)
+			if store.metrics.byCall.Get() != calls || d.Allowed != way.allowed {
+				t.Fatalf("there was a call, or allowed is %v", d.Allowed)
+			}
 			if allocations != 0 {
 				t.Errorf("%v allocations, want none", allocations)
 			}
