@@ -113,7 +113,7 @@ func (f *flight) fail(err error) {
 // beyond its deadline once it is queued, and a batch of it is a pipeline of
 // EVALSHAs, where one EVALSHA with all decisions costs Redis half.
 type lane struct {
-	name      string // address of the node in a cluster, else ""
+	name      string // address of the server, for the log
 	send      func(ctx context.Context, f *flight) error
 	deadlines *deadlines
 	// failed is called when the breaker opens, with a key of a failed decision.

@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // lanes are the ways to Redis: one, or in a cluster one for each primary, which
@@ -22,6 +24,9 @@ type lanes struct {
 func (ls *lanes) init(s *RedisStore) {
 	ls.store = s
 	ls.single = ls.lane("", s.send)
+	if client, ok := s.client.(*redis.Client); ok {
+		ls.single.name = nodeName(client)
+	}
 	ls.unknown = ls.lane("cluster", nil)
 }
 

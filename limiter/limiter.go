@@ -27,12 +27,14 @@ type Limiter struct {
 	inForce  atomic.Pointer[inForce]
 	changing sync.Mutex
 
-	works   sync.Pool    // of *work
-	unknown counts       // of resources beyond maxKnown
-	local   *MemoryStore // stands in for a store that fails
-	owed    debts        // what was spent there
-	// settlements numbers the debits of what is owed.
-	settlements atomic.Uint64
+	works    sync.Pool    // of *work
+	unknown  counts       // of resources beyond maxKnown
+	local    *MemoryStore // stands in for a store that fails
+	owed     debts        // what was spent there
+	troubled atomic.Int64 // when the store failed last, in nanoseconds of Unix time
+	// Only settle, which one goroutine calls, uses these.
+	settlements int64    // numbers the debits of what is owed
+	unsettled   []*debit // those that failed
 	offenders   *offenders
 	decisions   outcomeSet
 	sync        fleetSync

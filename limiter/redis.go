@@ -163,7 +163,9 @@ func (s *RedisStore) decide(ctx context.Context, sp *Spend, d *Decision, l *leas
 		t.flags = flagOwed
 	}
 	err := s.ask(ctx, t)
-	s.metrics.latency.UpdateDuration(start)
+	if err == nil || kindOf(err) != kindUnsent { // those would show a dead Redis as a quick one
+		s.metrics.latency.UpdateDuration(start)
+	}
 	if l != nil {
 		s.giveBackLater(l, s.leases.renewed(l, &t.lease, d, leased, err))
 	}

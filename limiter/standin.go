@@ -40,6 +40,7 @@ func (s StandIn) String() string {
 // standIn decides in place of a store that could not, by the resource's policy.
 // It returns err where that says that nothing is allowed.
 func (l *Limiter) standIn(w *work, res *resource, req *Request, d *Decision, err error) error {
+	l.troubled.Store(time.Now().UnixNano())
 	switch res.rules.policy {
 	case StandInAllow:
 		d.Limits, d.binding = d.Limits[:0], 0
@@ -175,47 +176,94 @@ func (o *debts) take(n int) []*debt {
 
 const (
 	settleBatch = 256
-	// settleTries is how often a debit is tried; then it is given up.
-	settleTries = 3
-	// settleTTL is how long Redis remembers that a debit was made.
-	settleTTL = time.Minute
+	// settleCalm is how long the store must have answered before what is owed is
+	// debited.
+	settleCalm = 300 * time.Millisecond
+	// settleTTL is how long Redis remembers that a debit was made, so that it is
+	// not made again.
+	settleTTL = 10 * time.Minute
 )
 
-// settle debits what was spent locally from the store's buckets: as much of it
-// as the local bucket is still short of, since the rest has been refilled. It
-// does nothing while the store fails.
+// debit is what is taken from one bucket for what was spent locally.
+type debit struct {
+	spend Spend
+	limit *Limit
+	sent  time.Time // when it may have been made first; zero if it was never sent
+}
+
+// settle debits what was spent locally from the store's buckets, once the store
+// has answered for a moment. What fails is tried again with the next turn.
 func (l *Limiter) settle(ctx context.Context) {
-	for l.owed.count.Load() > 0 && l.store.Degraded() == nil && ctx.Err() == nil {
-		var batch sync.WaitGroup
-		for _, owed := range l.owed.take(settleBatch) {
-			batch.Go(func() { l.settleOne(owed) })
+	for ctx.Err() == nil && l.calm() {
+		debits := l.unsettled
+		l.unsettled = nil
+		for _, owed := range l.owed.take(max(0, settleBatch-len(debits))) {
+			if d := l.debit(owed); d != nil {
+				debits = append(debits, d)
+			}
 		}
-		batch.Wait()
+		if len(debits) == 0 {
+			return
+		}
+		l.settleAll(debits)
 	}
 }
 
-// settleOne debits one bucket, at most settleTries times the same debit.
-func (l *Limiter) settleOne(owed *debt) {
+// calm says whether the store seems to work.
+func (l *Limiter) calm() bool {
+	return l.store.Degraded() == nil && time.Since(time.Unix(0, l.troubled.Load())) > settleCalm
+}
+
+// debit is what to take from a bucket: as much of what was spent as the local
+// bucket is still short of, since the rest has been refilled. It is nil for nothing.
+func (l *Limiter) debit(owed *debt) *debit {
 	share := owed.limit.share(l.config.Replicas)
 	look := Decision{Limits: []LimitState{{Limit: &share}}}
 	if err := l.local.Decide(context.Background(), &Spend{Keys: [][]byte{owed.key}}, &look); err != nil {
-		return
+		return nil
 	}
 	cost := min(owed.tokens, look.Limits[0].Level.Debt, owed.limit.Capacity)
 	if cost <= 0 {
-		return
+		return nil
 	}
+	l.settlements++
 	id := append(append(append([]byte(nil), hashTag(owed.key)...), "!owed:"...), l.sync.gateway...)
-	sp := Spend{
+	return &debit{limit: owed.limit, spend: Spend{
 		Cost: cost, Keys: [][]byte{owed.key}, Owed: true, IdempotencyTTL: settleTTL,
-		IdempotencyKey: strconv.AppendUint(append(id, ':'), l.settlements.Add(1), 10),
+		IdempotencyKey: strconv.AppendInt(append(id, ':'), l.settlements, 10),
+	}}
+}
+
+// settleAll makes debits, and keeps those that failed.
+func (l *Limiter) settleAll(debits []*debit) {
+	var batch sync.WaitGroup
+	failed := make([]bool, len(debits))
+	for i, d := range debits {
+		batch.Go(func() { failed[i] = !l.settleOne(d) })
 	}
-	for range settleTries {
-		d := Decision{Limits: []LimitState{{Limit: owed.limit}}}
-		if err := l.store.Decide(context.Background(), &sp, &d); err == nil {
-			l.owed.settled.Add(uint64(cost))
-			return
+	batch.Wait()
+	for i, d := range debits {
+		switch {
+		case !failed[i]:
+			l.owed.settled.Add(uint64(d.spend.Cost))
+		case !d.sent.IsZero() && time.Since(d.sent) > settleTTL/2: // Redis might have made it, and forgotten
+			l.owed.dropped.Add(uint64(d.spend.Cost))
+		default:
+			l.unsettled = append(l.unsettled, d)
 		}
 	}
-	l.owed.dropped.Add(uint64(cost))
+}
+
+// settleOne makes one debit.
+func (l *Limiter) settleOne(d *debit) bool {
+	decision := Decision{Limits: []LimitState{{Limit: d.limit}}}
+	err := l.store.Decide(context.Background(), &d.spend, &decision)
+	if err == nil {
+		return true
+	}
+	l.troubled.Store(time.Now().UnixNano())
+	if d.sent.IsZero() && kindOf(err) != kindUnsent {
+		d.sent = time.Now()
+	}
+	return false
 }
