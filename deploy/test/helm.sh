@@ -100,6 +100,9 @@ has defaults hpa.yaml "kind: HorizontalPodAutoscaler"
 has defaults redis.yaml "kind: StatefulSet"
 # shellcheck disable=SC2016 # the variable is r8limiter's
 has defaults configmap.yaml 'url: ${R8LIMITER_REDIS_URL}'
+# What holds while Redis fails comes through, and a value of ours wins.
+for each in "on_store_error: local" "replicas: 2" "ready_when_degraded: true"; do has defaults configmap.yaml "$each"; done
+for each in "on_store_error: deny" "replicas: 5" "ready_when_degraded: false"; do has everything configmap.yaml "$each"; done
 has everything hpa.yaml "name: requests_per_second"
 has everything monitoring.yaml "replacement: limits-r8limiter"
 has everything redis.yaml "imagePullSecrets:"
