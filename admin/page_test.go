@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"bytes"
 	"io/fs"
 	"regexp"
 	"strings"
@@ -45,6 +46,23 @@ func TestPageObeysItsPolicy(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestPageShowsSeriesThatThereAre: one of another name would be 0 for ever.
+func TestPageShowsSeriesThatThereAre(t *testing.T) {
+	text, err := web.ReadFile("web/app.js")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile(`"((?:r8limiter|request)_[a-z_]*[a-z])"`).FindAllSubmatch(text, -1)
+	for _, each := range names {
+		if name := string(each[1]); families[name].kind == "" && families[name+"_seconds"].kind == "" {
+			t.Errorf("app.js shows %s, which does not exist", name)
+		}
+	}
+	if !bytes.Contains(text, []byte(`sum(series, "r8limiter_store_degraded")`)) || len(names) < 8 {
+		t.Errorf("app.js shows %q, want the degraded store among them", names)
 	}
 }
 

@@ -132,10 +132,12 @@ async function thisGateway() {
   const ready = await json("/readyz");
   $("health").className = "badge " + (ready.ready ? "good" : "bad");
   show("health", ready.ready ? "ready" : "not ready: " + ready.reason);
+  const degraded = sum(series, "r8limiter_store_degraded") > 0;
+  $("degraded").hidden = !degraded;
   const redis = series.some(([n]) => n.startsWith("r8limiter_store_latency"));
   const upstreams = [...new Set(series.filter(([n]) => n.startsWith("r8limiter_upstream_")).map(([, l]) => l.upstream))];
   rows("parts", [
-    [redis ? "store: Redis" : "store: memory", ready.ready ? "answers" : ready.reason,
+    [redis ? "store: Redis" : "store: memory", degraded ? "fails, is being probed" : ready.ready ? ready.degraded || "answers" : ready.reason,
       mean("r8limiter_store_latency_seconds"), sum(series, "r8limiter_store_errors_total")],
     ...upstreams.filter(Boolean).map((u) => ["upstream: " + u,
       count(sum(series, "r8limiter_upstream_connections", "upstream", u)) + " connections",

@@ -11,6 +11,7 @@ go_tool helm helm.sh/helm/v3/cmd/helm@v3.22.0
 go_tool kubeconform github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0
 go_tool kube-score github.com/zegl/kube-score/cmd/kube-score@v1.20.0
 deb_tool redis-server redis-server
+deb_tool curl curl
 kubernetes=v1.37.2
 chart=deploy/helm/r8limiter
 # A helm built from its module takes itself for one of Kubernetes 1.20.
@@ -99,6 +100,9 @@ has defaults hpa.yaml "kind: HorizontalPodAutoscaler"
 has defaults redis.yaml "kind: StatefulSet"
 # shellcheck disable=SC2016 # the variable is r8limiter's
 has defaults configmap.yaml 'url: ${R8LIMITER_REDIS_URL}'
+# What holds while Redis fails comes through, and a value of ours wins.
+for each in "on_store_error: local" "replicas: 2" "ready_when_degraded: true"; do has defaults configmap.yaml "$each"; done
+for each in "on_store_error: deny" "replicas: 5" "ready_when_degraded: false"; do has everything configmap.yaml "$each"; done
 has everything hpa.yaml "name: requests_per_second"
 has everything monitoring.yaml "replacement: limits-r8limiter"
 has everything redis.yaml "imagePullSecrets:"
@@ -180,8 +184,8 @@ done
 started+=("$ready")
 ! answers || fail "Redis answers without its password"
 redis() { redis-cli -p "$port" -a 'p4ss-w0rd+/@' "$@" 2>/dev/null; }
-[ "$(redis config get maxmemory-policy | tail -1) $(redis config get appendonly | tail -1)" = "noeviction yes" ] ||
-  fail "Redis evicts, or keeps nothing"
+[ "$(redis config get maxmemory-policy | tail -1) $(redis config get appendonly | tail -1) $(redis config get appendfsync | tail -1)" = \
+  "noeviction yes everysec" ] || fail "Redis evicts, or keeps nothing"
 R8LIMITER_REDIS_URL=$(part everything secret.yaml | sed -n 's/^  redis-url: "\(.*\)"$/\1/p' | sed "s/@limits-r8limiter-redis:6379/@127.0.0.1:$port/")
 sed 's/listen: .*/listen: 127.0.0.1:0/' "$dir/everything.config" >"$dir/gateway.config"
 R8LIMITER_REDIS_URL=$R8LIMITER_REDIS_URL R8LIMITER_ADMIN_TOKEN=0123456789abcdef \
@@ -195,6 +199,17 @@ for _ in {1..50}; do
 done
 [ -n "$control" ] || fail "the gateway does not start as rendered: $(cat "$dir/gateway.log")"
 "$dir/r8limiter" health -url "http://$control/readyz" || fail "the gateway is not ready: $(cat "$dir/gateway.log")"
+# The gateway looks at its Redis by itself, by INFO as we do here, and would warn of
+# what breaks a promise.
+for looks in {0..50}; do
+  calls=$(redis info commandstats | sed -n 's/^cmdstat_info:calls=\([0-9]*\).*/\1/p')
+  [ "${calls:-0}" -le "$looks" ] || break
+  sleep 0.1
+done
+[ "$looks" -lt 50 ] || fail "the gateway does not look at Redis"
+curl -fsS "http://$control/metrics" >"$dir/metrics"
+grep -q '^r8limiter_store_condition' "$dir/metrics" || fail "the gateway does not say how Redis is set up"
+! grep '^r8limiter_store_condition.* 1$' "$dir/metrics" || fail "the bundled Redis is not as the gateway wants it: $(cat "$dir/gateway.log")"
 
 helm package "$chart" --destination "$dir" >/dev/null
 grep -q '"panels"' <<<"$(helm template limits "${asked[@]}" "$dir"/r8limiter-*.tgz --set grafanaDashboard.enabled=true)" || fail "the package lacks the dashboard"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The web page in a real Chromium: it asks for the token, shows the figures of
-# some load, looks a user up, blocks and refills them. Needs Go, Node and npm;
-# installs Chromium and playwright-core; about 20 s once they are there.
+# some load, looks a user up, blocks and refills them, and says while Redis fails
+# that it does. Needs Go, Node, npm and redis-server; installs Chromium and
+# playwright-core; about 20 s once they are there.
 #
 #   deploy/test/page.sh [PICTURE]     also saves a screenshot
 set -euo pipefail
@@ -9,6 +10,7 @@ cd "$(dirname "$0")/../.."
 source deploy/test/tools.sh
 deb_tool chromium chromium
 deb_tool curl curl
+deb_tool redis-server redis-server
 playwright=1.65.1
 if [ ! -e "$tools/playwright-$playwright/node_modules" ]; then
   npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$tools/playwright-$playwright" "playwright-core@$playwright"
@@ -16,12 +18,19 @@ fi
 dir=$(mktemp -d)
 pids=()
 finish() {
-  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+  for pid in "${pids[@]}"; do
+    # A stopped process takes no other signal.
+    kill -CONT "$pid" 2>/dev/null || true
+    kill "$pid" 2>/dev/null || true
+  done
   wait
   rm -rf "$dir"
 }
 trap finish EXIT
 
+redis-server --port 0 --unixsocket "$dir/redis.sock" --save '' --appendonly no --dir "$dir" >"$dir/redis.log" &
+redis=$!
+pids+=("$redis")
 go build -o "$dir/r8limiter" .
 export R8LIMITER_ADMIN_TOKEN=a-token-for-the-page
 cat >"$dir/config.yaml" <<EOF
@@ -29,7 +38,7 @@ proxy:
   listen: "127.0.0.1:28480"
   upstreams: {api: {targets: ["echo:"]}}
   routes: [{name: all, user_id: "{header.X-User-Id}", resource: read, upstream: api}]
-limiter: {default: {capacity: 3, refill_rate: 1/h}}
+limiter: {default: {capacity: 3, refill_rate: 1/h}, redis: {url: "unix://$dir/redis.sock"}}
 admin: {listen: "127.0.0.1:28400", token: "\${R8LIMITER_ADMIN_TOKEN}"}
 log: {requests: none}
 EOF
@@ -50,7 +59,8 @@ const browser = await chromium.launch({
 const page = await browser.newPage({ viewport: { width: 1200, height: 1100 } });
 const faults = [];
 page.on("pageerror", (e) => faults.push(String(e)));
-page.on("console", (m) => { if (m.type() === "error" && !m.text().includes("401")) faults.push(m.text()); });
+let expected = /401/;
+page.on("console", (m) => { if (m.type() === "error" && !expected.test(m.text())) faults.push(m.text()); });
 page.setDefaultTimeout(15000);
 const text = (id) => page.locator("#" + id).innerText();
 const until = (what, id, pattern) => page.waitForFunction(
@@ -81,8 +91,21 @@ await until("dropped", "overrides", "^$");
 await until("audit", "audit", "override\\.drop");
 assert.equal(await page.locator("#trouble").isVisible(), false, await text("trouble"));
 if (process.argv[3]) await page.screenshot({ path: process.argv[3] });
+
+// A Redis that stands still, until some decisions have failed.
+assert.equal(await page.locator("#degraded").isVisible(), false, "degraded before Redis fails");
+expected = /401|503/;
+process.kill(Number(process.argv[4]), "SIGSTOP");
+for (let i = 0; i < 5; i++) await fetch("http://127.0.0.1:28480/", { headers: { "X-User-Id": "bob" } });
+await page.locator("#degraded").waitFor({ state: "visible" });
+await until("health", "health", "^not ready: ");
+await until("store", "parts", "store: Redis\\s+fails, is being probed");
+process.kill(Number(process.argv[4]), "SIGCONT");
+await page.locator("#degraded").waitFor({ state: "hidden" });
+await until("health", "health", "^ready$");
+await until("store", "parts", "store: Redis\\s+answers");
 await browser.close();
 assert.deepEqual(faults, [], "faults in the console");
 console.log("page: ok");
 EOF
-timeout 120 node "$dir/page.mjs" "$tools/playwright-$playwright" "${1:-}"
+timeout 120 node "$dir/page.mjs" "$tools/playwright-$playwright" "${1:-}" "$redis"
