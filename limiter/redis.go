@@ -122,34 +122,6 @@ func (s *RedisStore) Decide(ctx context.Context, sp *Spend, d *Decision) error {
 	return s.decide(ctx, sp, d, l, &terms)
 }
 
-// spendLease spends from a lease if it can; or it returns the lease that the
-// call is to ask for, by the terms, if any.
-func (s *RedisStore) spendLease(sp *Spend, d *Decision) (ask *lease, terms leaseTerms, done bool) {
-	l := s.leaseFor(sp, d)
-	if l == nil {
-		return nil, terms, false
-	}
-	switch u, terms := s.leases.spend(l, sp.Cost, d); u {
-	case useRenew:
-		s.background.Go(func() { s.renew(l, terms) })
-		return nil, terms, true
-	case useDone:
-		return nil, terms, true
-	case useLease:
-		return l, terms, false
-	}
-	return nil, terms, false
-}
-
-// leaseFor is the lease that can pay for sp, or nil. Where the buckets are in
-// several slots of a cluster there is none: it could not be debited in one step.
-func (s *RedisStore) leaseFor(sp *Spend, d *Decision) *lease {
-	if !sp.Leased || sp.Cost == 0 || len(sp.IdempotencyKey) > 0 || s.cluster != nil && !oneSlot(sp) {
-		return nil
-	}
-	return s.leases.of(sp, d)
-}
-
 // decide asks Redis, for a lease too if l is one.
 func (s *RedisStore) decide(ctx context.Context, sp *Spend, d *Decision, l *lease, terms *leaseTerms) error {
 	epoch, sent, leased := s.denials.epoch.Load(), s.denials.now(), s.leases.now()
@@ -244,55 +216,6 @@ func extend(calls []call, n int) []call {
 		calls = append(calls[:cap(calls)], call{})
 	}
 	return calls[:n]
-}
-
-// renew asks for a lease, apart from any request.
-func (s *RedisStore) renew(l *lease, terms leaseTerms) {
-	d := l.decision()
-	sp := Spend{Keys: l.keys}
-	sent := s.leases.now()
-	t := takeTicket(&sp, &d, time.Now().Add(s.timeout))
-	defer t.release()
-	t.flags, t.lease = flagLease, terms
-	err := s.ask(context.Background(), t)
-	s.giveBackLater(l, s.leases.renewed(l, &t.lease, &d, sent, err))
-	if err != nil {
-		_ = s.trouble(err) // it counts
-		return
-	}
-	s.metrics.byCall.Inc()
-	s.noteActive(&sp, &d)
-}
-
-// decision is one to be made of the lease's buckets.
-func (l *lease) decision() Decision {
-	d := Decision{}
-	for _, limit := range l.limits {
-		d.Limits = append(d.Limits, LimitState{Limit: limit})
-	}
-	return d
-}
-
-// giveBackLater gives tokens of a lease back, apart from any request.
-func (s *RedisStore) giveBackLater(l *lease, tokens int64) {
-	if tokens > 0 {
-		s.background.Go(func() { s.giveBack(l, tokens) })
-	}
-}
-
-// giveBack gives tokens back that nobody will spend. If the call fails, they
-// stay debited: it is not known whether they are back.
-func (s *RedisStore) giveBack(l *lease, tokens int64) {
-	d := l.decision()
-	sp := Spend{Keys: l.keys, Cost: tokens}
-	t := takeTicket(&sp, &d, time.Now().Add(s.timeout))
-	defer t.release()
-	t.flags, t.lease = flagReturn, leaseTerms{id: l.id}
-	if err := s.ask(context.Background(), t); err != nil {
-		s.leases.lost.Add(uint64(tokens))
-		return
-	}
-	s.leases.returned.Add(uint64(tokens))
 }
 
 // Forget is Store's.

@@ -26,11 +26,9 @@ func BenchmarkStoreWays(b *testing.B) {
 		{name: "leased", store: server.store(b), hot: true, leased: true},
 		{name: "denied", store: server.store(b), hot: true, capacity: 1},
 	}
-	background, stop := context.WithCancel(context.Background())
-	defer stop()
 	for b.Loop() {
 		for i := range ways {
-			ways[i].round(background, server)
+			ways[i].round(server)
 		}
 	}
 	var table strings.Builder
@@ -55,7 +53,7 @@ type storeWay struct {
 	rate, own, redis, calls []float64
 }
 
-func (w *storeWay) round(ctx context.Context, server *redisServer) {
+func (w *storeWay) round(server *redisServer) {
 	const span = 500 * time.Millisecond
 	limit := &Limit{Name: "x", Capacity: max(w.capacity, 1), Rate: rate("0.04/d")}
 	if w.capacity == 0 {
