@@ -56,27 +56,36 @@ func TestThreeGatewaysAdmitExactlyTheBurst(t *testing.T) {
 // admission is a decision that was made somewhere between two moments.
 type admission struct{ from, to time.Duration }
 
-// saturate asks every store from 64 goroutines for a while, more than the limit
-// allows, and returns what was admitted.
-func saturate(t *testing.T, stores []*RedisStore, sp Spend, limit *Limit, span time.Duration) []admission {
+// load is how clients ask: so many at each gateway, with a pause after what was
+// admitted. After a denial they pause for a millisecond.
+type load struct {
+	clients int
+	pause   time.Duration
+	span    time.Duration
+}
+
+// saturate asks every store for more than the limit allows, and returns what was
+// admitted.
+func (c load) saturate(t *testing.T, stores []*RedisStore, sp Spend, limit *Limit) []admission {
 	var mu sync.Mutex
 	var all []admission
 	start := time.Now()
-	atEach(stores, 64, func(store *RedisStore) {
+	atEach(stores, c.clients, func(store *RedisStore) {
 		d := Decision{Limits: []LimitState{{Limit: limit}}}
-		for time.Since(start) < span {
+		for time.Since(start) < c.span {
 			from := time.Since(start)
 			if err := store.Decide(context.Background(), &sp, &d); err != nil {
 				t.Error(err)
 				return
 			}
 			if !d.Allowed {
-				time.Sleep(time.Millisecond) // a client's pace
+				time.Sleep(time.Millisecond)
 				continue
 			}
 			mu.Lock()
 			all = append(all, admission{from, time.Since(start)})
 			mu.Unlock()
+			time.Sleep(c.pause)
 		}
 	})
 	slices.SortFunc(all, func(a, b admission) int { return int(a.from - b.from) })
@@ -123,7 +132,7 @@ func TestNoWindowAdmitsMoreThanCapacityAndRefill(t *testing.T) {
 					store.run(t)
 				}
 				sp := Spend{Cost: 1, Keys: [][]byte{[]byte("k")}, Leased: leased}
-				all := saturate(t, stores, sp, limit, span)
+				all := load{64, 0, span}.saturate(t, stores, sp, limit)
 				checkWindows(t, all, capacity, perSecond)
 				share := shareOfBound(all, capacity, perSecond)
 				t.Logf("%d admitted, %.4f of the bound", len(all), share)
@@ -142,14 +151,14 @@ func TestNoWindowAdmitsMoreThanCapacityAndRefill(t *testing.T) {
 // TestLeasesOfALargeBucketKeepTheBound has the bucket be far from empty, where
 // leases are large, and then empty it.
 func TestLeasesOfALargeBucketKeepTheBound(t *testing.T) {
-	const capacity, perSecond, span = 2000, 1000, 2 * time.Second
+	const capacity, perSecond, span = 3000, 1000, 2 * time.Second
 	limit := &Limit{Capacity: capacity, Rate: rate(fmt.Sprint(perSecond))}
 	stores := gateways(t, startRedis(t), 4)
 	for _, store := range stores {
 		store.run(t)
 	}
 	sp := Spend{Cost: 1, Keys: [][]byte{[]byte("k")}, Leased: true}
-	all := saturate(t, stores, sp, limit, span)
+	all := load{8, 5 * time.Millisecond, span}.saturate(t, stores, sp, limit)
 	checkWindows(t, all, capacity, perSecond)
 	granted := uint64(0)
 	for _, store := range stores {
