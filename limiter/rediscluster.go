@@ -37,8 +37,9 @@ func (s *RedisStore) exec(ctx context.Context, p redis.Pipeliner, calls []*call)
 	for _, c := range calls {
 		_ = p.Process(ctx, c) // it only queues
 	}
-	_, _ = p.Exec(ctx) // each call has its error
+	_, failed := p.Exec(ctx)
 	for _, c := range calls {
+		c.unanswered(failed)
 		switch e := c.Err(); {
 		case e == nil:
 			c.read()
@@ -50,6 +51,15 @@ func (s *RedisStore) exec(ctx context.Context, p redis.Pipeliner, calls []*call)
 		}
 	}
 	return again, err
+}
+
+// unanswered gives a call that has neither an answer, which is never empty, nor
+// an error that of its pipeline: go-redis does not, where it could connect but
+// not log in.
+func (c *call) unanswered(failed error) {
+	if c.Err() == nil && c.Val() == "" {
+		c.SetErr(failed)
+	}
 }
 
 // notRun says whether Redis refused a call before it ran anything, because it
