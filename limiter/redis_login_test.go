@@ -1,6 +1,7 @@
 package limiter
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -42,4 +43,38 @@ func TestClusterThatRefusesTheLoginOpensTheBreaker(t *testing.T) {
 		_, err := spendOne(store, userKey(1), 1, slowLimit(100))
 		return err == nil
 	})
+}
+
+// TestSubscriptionDoesNotStormARedisThatFails has connections accepted and
+// ended. go-redis' own renewal would dial ten times a second.
+func TestSubscriptionDoesNotStormARedisThatFails(t *testing.T) {
+	server := redistest.Start(t)
+	relay := redistest.NewRelay(t, server.Addr())
+	fleet := openStore(t, RedisConfig{URL: relay.URL(), Timeout: time.Second}).Fleet()
+	ctx, stop := context.WithCancel(t.Context())
+	watched := make(chan struct{})
+	heard := make(chan struct{}, 100)
+	go func() {
+		defer close(watched)
+		fleet.Watch(ctx, func() { heard <- struct{}{} })
+	}()
+	eventually(t, "it listens", func() bool { return relay.Dials() > 0 })
+	server.Kill()
+	dials, start := relay.Dials(), time.Now()
+	eventually(t, "it has dialed four times more", func() bool { return relay.Dials() >= dials+4 })
+	if took := time.Since(start); took < watchPause {
+		t.Errorf("dialed four times within %v, want at least %v", took, watchPause)
+	}
+	server.Restart(t)
+	eventually(t, "a change is heard of", func() bool {
+		server.Do(t, "PUBLISH", "r8:{!fleet}:changed", "")
+		select {
+		case <-heard:
+			return true
+		case <-time.After(20 * time.Millisecond):
+			return false
+		}
+	})
+	stop()
+	<-watched
 }
