@@ -111,7 +111,7 @@ func (ls *lanes) failed(l *lane, key []byte, cause error) {
 	probe := s.probeKey(0)
 	if s.cluster != nil {
 		probe = append(append([]byte(nil), hashTag(key)...), "!probe"...)
-		s.cluster.ReloadState(s.ended)
+		s.lookAround(s.ended)
 	}
 	since := time.Now()
 	s.background.Go(func() {
@@ -123,7 +123,7 @@ func (ls *lanes) failed(l *lane, key []byte, cause error) {
 			case <-time.After(pause + jitter):
 			}
 			if s.cluster != nil {
-				s.cluster.ReloadState(s.ended)
+				s.lookAround(s.ended)
 			}
 			if err := s.probe(s.ended, probe); err == nil {
 				break
@@ -132,6 +132,19 @@ func (ls *lanes) failed(l *lane, key []byte, cause error) {
 		l.reopen()
 		s.tellRecovered(l, time.Since(since))
 	})
+}
+
+// lookPause is the least time between two looks at a cluster's nodes.
+const lookPause = 200 * time.Millisecond
+
+// lookAround has the cluster asked for its nodes, in the background: unless that
+// was done a moment ago, which is the pause that go-redis itself makes after a
+// look that succeeded. While nobody answers, each look dials all of them.
+func (s *RedisStore) lookAround(ctx context.Context) {
+	now, last := time.Now().UnixNano(), s.looked.Load()
+	if now-last >= int64(lookPause) && s.looked.CompareAndSwap(last, now) {
+		s.cluster.ReloadState(ctx)
+	}
 }
 
 // warn tells the operator that decisions go by on_store_error from now on.

@@ -26,7 +26,7 @@ func (s *RedisStore) sendNode(ctx context.Context, f *flight) error {
 		err = e
 	}
 	if err != nil {
-		s.cluster.ReloadState(ctx)
+		s.lookAround(ctx)
 	}
 	return err
 }
