@@ -222,8 +222,9 @@ func (r *faultRun) run() {
 	}
 	healed := r.awaitHealed()
 	until := len(r.answers)
-	r.load(max(100, faultRequests()-until))
+	r.load(100)
 	r.checkServed("afterwards", until)
+	r.load(max(0, faultRequests()-len(r.answers))) // for a thousandth to be some
 	r.awaitSettled()
 	r.checkEffect(r.answers[from:until])
 	r.checkPolicy()
