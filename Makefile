@@ -2,7 +2,7 @@
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
-.PHONY: run test test-deploy load soak lint staticcheck bench bench-store fuzz build redis
+.PHONY: run test test-faults test-deploy load soak lint staticcheck bench bench-store fuzz build redis
 
 run: ## serve config.example.yaml
 	$(GO) run . -config config.example.yaml
@@ -12,6 +12,9 @@ run: ## serve config.example.yaml
 test: redis ## every test, on real Redis
 	$(GO) test -race -count=1 ./...
 	$(GO) test -count=1 -run 'Alloc' ./...
+
+test-faults: redis ## every fault of Redis against running gateways, deadlines to the letter: minutes, and wants the machine for itself
+	FAULTS=all $(GO) test -count=1 -timeout 20m -v -run '^TestFaults' .
 
 test-deploy: redis ## everything in deploy/ and loadtest/, for real; installs its pinned tools
 	@set -e; for t in deploy/test/*.sh; do [ ! -x $$t ] || { echo "== $$t"; $$t; }; done

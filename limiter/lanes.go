@@ -116,7 +116,7 @@ func (ls *lanes) failed(l *lane, key []byte, cause error) {
 	probe := s.probeKey(0)
 	if s.cluster != nil {
 		probe = append(append([]byte(nil), hashTag(key)...), "!probe"...)
-		s.cluster.ReloadState(s.ended)
+		s.lookAround(s.ended)
 	}
 	since := time.Now()
 	s.background.Go(func() {
@@ -140,7 +140,7 @@ func (s *RedisStore) probeUntilWell(key []byte) bool {
 		case <-time.After(pause + jitter):
 		}
 		if s.cluster != nil {
-			s.cluster.ReloadState(s.ended)
+			s.lookAround(s.ended)
 		}
 		if s.probe(s.ended, key) == nil {
 			return true

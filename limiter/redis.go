@@ -38,6 +38,7 @@ type RedisStore struct {
 	timeout time.Duration
 	prefix  string // of every key, without the colon
 	lanes   lanes
+	looked  atomic.Int64 // when the cluster's nodes were last asked for, in ns since 1970
 	order   slotOrder
 	denials *denialCache
 	leases  *leases

@@ -26,9 +26,22 @@ func (s *RedisStore) sendNode(ctx context.Context, f *flight) error {
 		err = e
 	}
 	if err != nil {
-		s.cluster.ReloadState(ctx)
+		s.lookAround(ctx)
 	}
 	return err
+}
+
+// lookPause is the least time between two looks at a cluster's nodes.
+const lookPause = 200 * time.Millisecond
+
+// lookAround has the cluster asked for its nodes, in the background: unless that
+// was done a moment ago, which is the pause that go-redis itself makes after a
+// look that succeeded. While nobody answers, each look dials all of them.
+func (s *RedisStore) lookAround(ctx context.Context) {
+	now, last := time.Now().UnixNano(), s.looked.Load()
+	if now-last >= int64(lookPause) && s.looked.CompareAndSwap(last, now) {
+		s.cluster.ReloadState(ctx)
+	}
 }
 
 // exec sends calls in one pipeline and reads their answers. Those that were not
@@ -37,8 +50,9 @@ func (s *RedisStore) exec(ctx context.Context, p redis.Pipeliner, calls []*call)
 	for _, c := range calls {
 		_ = p.Process(ctx, c) // it only queues
 	}
-	_, _ = p.Exec(ctx) // each call has its error
+	_, failed := p.Exec(ctx)
 	for _, c := range calls {
+		c.unanswered(failed)
 		switch e := c.Err(); {
 		case e == nil:
 			c.read()
@@ -50,6 +64,15 @@ func (s *RedisStore) exec(ctx context.Context, p redis.Pipeliner, calls []*call)
 		}
 	}
 	return again, err
+}
+
+// unanswered gives a call that has neither an answer, which is never empty, nor
+// an error that of its pipeline: go-redis does not, where it could connect but
+// not log in.
+func (c *call) unanswered(failed error) {
+	if c.Err() == nil && c.Val() == "" {
+		c.SetErr(failed)
+	}
 }
 
 // notRun says whether Redis refused a call before it ran anything, because it

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -177,20 +178,45 @@ func asVersion(reply *redis.StringCmd) (int64, error) {
 	return version, err
 }
 
-// Watch is Fleet's, by a subscription that go-redis renews when it breaks.
+// Of a subscription: how long it may be silent before it is tried with a ping,
+// and how long after its end the next begins.
+const (
+	watchSilence = 3 * time.Second
+	watchPause   = time.Second
+)
+
+// Watch is Fleet's, by a subscription. It is renewed when it breaks, but not at
+// once as go-redis' own (Channel) is, which dials ten times a second for as
+// long as Redis fails: what is missed meanwhile, polls find.
 func (r *redisFleet) Watch(ctx context.Context, changed func()) {
-	subscription := r.client.Subscribe(ctx, r.key("changed"))
-	defer subscription.Close()
-	messages := subscription.Channel()
-	for {
+	for ctx.Err() == nil {
+		r.listen(ctx, changed)
 		select {
 		case <-ctx.Done():
-			return
-		case _, ok := <-messages:
-			if !ok {
-				return
+		case <-time.After(watchPause):
+		}
+	}
+}
+
+// listen subscribes, and returns when that breaks or when ctx ends.
+func (r *redisFleet) listen(ctx context.Context, changed func()) {
+	subscription := r.client.Subscribe(ctx, r.key("changed"))
+	defer subscription.Close()
+	// A read waits for its time-out whatever ctx says.
+	defer context.AfterFunc(ctx, func() { _ = subscription.Close() })()
+	for pinged := false; ; {
+		message, err := subscription.ReceiveTimeout(ctx, watchSilence)
+		var network net.Error
+		switch {
+		case err == nil:
+			pinged = false
+			if _, ok := message.(*redis.Message); ok {
+				changed()
 			}
-			changed()
+		case pinged || !errors.As(err, &network) || !network.Timeout() || subscription.Ping(ctx) != nil:
+			return
+		default:
+			pinged = true
 		}
 	}
 }
