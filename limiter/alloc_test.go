@@ -85,3 +85,20 @@ func TestDecidingWithoutACallAllocatesNothing(t *testing.T) {
 		})
 	}
 }
+
+func TestDecisionInRedisAllocatesLittle(t *testing.T) {
+	store := startRedis(t).store(t)
+	limit := slowLimit(MaxCapacity)
+	d := Decision{Limits: []LimitState{{Limit: limit}}}
+	sp := Spend{Cost: 1, Keys: [][]byte{[]byte("k")}}
+	n := testing.AllocsPerRun(1000, func() {
+		if err := store.Decide(context.Background(), &sp, &d); err != nil {
+			t.Error(err)
+		}
+	})
+	// 3 are go-redis's look at the connection, 1 the answer, 1 the command, the
+	// others a deadline now and then.
+	if n > 8 {
+		t.Errorf("%v allocations, want at most 8", n)
+	}
+}

@@ -12,12 +12,17 @@ const (
 	denialShardMax = 1024
 	// maxDenial is how long a denial is believed without asking, in microseconds.
 	maxDenial = 1_000_000
+	// briefDenial is the same where tokens that others hold may come back before
+	// the bucket gains as many.
+	briefDenial = 50_000
 )
 
 // denialCache remembers buckets that refused. What refused a cost refuses it, and
 // any higher one, until the wait for it is over: nothing makes a bucket fuller
-// than its rate does, but what calls forget. Until then, and for a second at
-// most, such a decision is made here, exactly. Bounded; safe for concurrent use.
+// than its rate does but what calls forget or drop, and leases and decisions in two
+// slots of a cluster, whose tokens may come back. Until then, and for a second at most, or
+// 50 ms where something may come back, such a decision is made here, exactly.
+// Bounded; safe for concurrent use.
 type denialCache struct {
 	now    func() int64 // microseconds, monotonic
 	seed   maphash.Seed
@@ -109,8 +114,9 @@ func (c *denialCache) look(key []byte, cost, now int64) (b Bucket, known, refuse
 }
 
 // note remembers the answer d to sp, which was asked at sent, in the epoch of
-// that time. An answer that allowed only renews what is known.
-func (c *denialCache) note(sp *Spend, d *Decision, sent int64, epoch uint64) {
+// that time, and is to be believed for so many microseconds at most. An answer that
+// allowed only renews what is known.
+func (c *denialCache) note(sp *Spend, d *Decision, belief, sent int64, epoch uint64) {
 	if sp.Cost == 0 || d.Replayed || d.Allowed && c.size.Load() == 0 {
 		return
 	}
@@ -121,7 +127,10 @@ func (c *denialCache) note(sp *Spend, d *Decision, sent int64, epoch uint64) {
 		if s.Denied && !s.Shadow {
 			e.cost = sp.Cost
 			e.over = sent + s.Level.Wait(sp.Cost, s.Capacity, s.Rate).Microseconds()
-			e.until = min(e.over, e.until)
+			if s.leasedOut {
+				belief = briefDenial
+			}
+			e.until = min(e.over, now+belief)
 		}
 		c.put(key, e, now, !d.Allowed, epoch)
 	}
@@ -187,6 +196,22 @@ func (c *denialCache) purge() {
 		sh := &c.shards[i]
 		sh.mu.Lock()
 		c.purgeLocked(sh, now)
+		sh.mu.Unlock()
+	}
+}
+
+// drop forgets buckets.
+func (c *denialCache) drop(keys [][]byte) {
+	if c.size.Load() == 0 {
+		return
+	}
+	for _, key := range keys {
+		sh := c.shard(key)
+		sh.mu.Lock()
+		if _, ok := sh.known[string(key)]; ok {
+			delete(sh.known, string(key))
+			c.size.Add(-1)
+		}
 		sh.mu.Unlock()
 	}
 }

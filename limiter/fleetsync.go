@@ -69,12 +69,15 @@ func (l *Limiter) Start(ctx context.Context, log zerolog.Logger) error {
 func (l *Limiter) keepSettling(ctx context.Context) {
 	tick := time.NewTicker(settleEvery)
 	defer tick.Stop()
-	for {
+	for turn := 0; ; turn++ {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 			l.settle(ctx)
+			if turn%50 == 0 {
+				l.local.ActiveKeys() // which forgets what is full, and gives memory back
+			}
 		}
 	}
 }

@@ -44,25 +44,27 @@ type ticket struct {
 	deadline time.Time
 	err      error
 
-	wake    chan signal
-	timer   *time.Timer
-	next    *ticket
-	waiting bool
-	flight  *flight // that this ticket leads
+	wake     chan signal
+	timer    *time.Timer
+	next     *ticket
+	waiting  bool
+	promoted bool
+	flight   *flight // that this ticket leads
 }
 
 // signal tells a waiting ticket what became of it.
 type signal uint8
 
 const (
-	landed signal = iota // its decision is made, or failed
-	lead                 // it leads the next flight
+	landed   signal = iota // its decision is made, or failed
+	lead                   // it leads the next flight
+	promoted               // it is the first that waits now
 )
 
 var tickets = sync.Pool{New: func() any { return newTicket() }}
 
 func newTicket() *ticket {
-	t := &ticket{wake: make(chan signal, 1), timer: time.NewTimer(time.Hour)}
+	t := &ticket{wake: make(chan signal, 2), timer: time.NewTimer(time.Hour)}
 	t.timer.Stop()
 	return t
 }
@@ -97,6 +99,16 @@ func (f *flight) release() {
 	flights.Put(f)
 }
 
+// clean says whether all decisions were made.
+func (f *flight) clean() bool {
+	for _, t := range f.tickets {
+		if t.err != nil {
+			return false
+		}
+	}
+	return true
+}
+
 // fail gives all tickets one error.
 func (f *flight) fail(err error) {
 	for _, t := range f.tickets {
@@ -116,6 +128,7 @@ type lane struct {
 	name      string // address of the server, for the log
 	send      func(ctx context.Context, f *flight) error
 	deadlines *deadlines
+	spread    time.Duration // between the deadlines of a flight's decisions, at most
 	// failed is called when the breaker opens, with a key of a failed decision.
 	failed  func(l *lane, key []byte, cause error)
 	outages outages // used by failed and what it starts
@@ -126,6 +139,7 @@ type lane struct {
 	flying      int
 	breaker     breaker
 	open        atomic.Bool // copy of the breaker's, to be read without the lock
+	failures    atomic.Bool // the breaker knows of some; kept by note alone
 }
 
 // do makes the decision of t. It returns when t's deadline has passed at the
@@ -157,9 +171,10 @@ func (l *lane) do(t *ticket) error {
 
 // pushLocked appends a ticket, and says whether it is the first that waits.
 func (l *lane) pushLocked(t *ticket) (first bool) {
-	t.waiting, t.next = true, nil
+	t.waiting, t.promoted, t.next = true, false, nil
 	l.waiting++
 	if l.first == nil {
+		t.promoted = true
 		l.first, l.last = t, t
 		return true
 	}
@@ -178,7 +193,9 @@ func (l *lane) popLocked() *ticket {
 // await waits for a signal. The first that waits loses its patience for all.
 func (l *lane) await(t *ticket, first bool) signal {
 	if !first {
-		return <-t.wake
+		if s := <-t.wake; s != promoted {
+			return s
+		}
 	}
 	t.timer.Reset(patience)
 	select {
@@ -189,34 +206,49 @@ func (l *lane) await(t *ticket, first bool) signal {
 	}
 	l.mu.Lock()
 	var late *ticket
-	if t.waiting && l.flying < maxFlights {
-		late = l.launchLocked(nil)
+	if t.waiting {
+		late = l.launchAllLocked(nil)
 	}
 	l.mu.Unlock()
 	wakeAll(late)
 	return <-t.wake
 }
 
+// launchAllLocked launches what waits, as far as flights are free: one batch, and
+// more where one can't take them all.
+func (l *lane) launchAllLocked(late *ticket) *ticket {
+	for whole := false; !whole && l.first != nil && l.flying < maxFlights; {
+		late, whole = l.launchLocked(late)
+	}
+	if l.first != nil && !l.first.promoted {
+		l.first.promoted = true
+		l.first.wake <- promoted
+	}
+	return late
+}
+
 // launchLocked sends the oldest of the waiting tickets on a flight, whose
-// leader it wakes. Those whose time is over are added to late.
-func (l *lane) launchLocked(late *ticket) *ticket {
+// leader it wakes. Those whose time is over are added to late. A flight ends at
+// the deadline of its oldest: it takes nobody along who has much more time. It
+// says whether what is left is no more than a batch that can wait for others.
+func (l *lane) launchLocked(late *ticket) (_ *ticket, whole bool) {
 	now := time.Now()
 	for l.first != nil && !now.Before(l.first.deadline) {
 		t := l.popLocked()
 		t.err, t.next, late = errWaited, late, t
 	}
 	if l.first == nil {
-		return late
+		return late, true
 	}
-	f := flights.Get().(*flight)
-	for l.first != nil && len(f.tickets) < maxBatch {
+	f, latest := flights.Get().(*flight), l.first.deadline.Add(l.spread)
+	for l.first != nil && len(f.tickets) < maxBatch && !l.first.deadline.After(latest) {
 		f.tickets = append(f.tickets, l.popLocked())
 	}
 	l.flying++
 	leader := f.tickets[0]
 	leader.flight = f
 	leader.wake <- lead
-	return late
+	return late, l.first == nil || len(f.tickets) == maxBatch && l.waiting < maxBatch
 }
 
 // wakeAll wakes tickets that have their error.
@@ -232,11 +264,12 @@ func wakeAll(list *ticket) {
 // The next flight starts before that.
 func (l *lane) fly(f *flight) {
 	err := l.send(l.deadlines.until(f.tickets[0].deadline), f)
+	clean := err == nil && f.clean()
 	wakeAll(l.land(f, err))
 	for _, t := range f.tickets[1:] {
 		t.wake <- landed
 	}
-	if err == nil { // else: nothing depends on what go-redis does after an error
+	if clean { // else: nothing depends on what go-redis does after an error
 		f.release()
 	}
 }
@@ -253,9 +286,7 @@ func (l *lane) land(f *flight, err error) (late *ticket) {
 	if l.breaker.open {
 		late = l.rejectLocked()
 	}
-	for launched := 0; l.first != nil && l.flying < maxFlights && (launched == 0 || l.waiting >= maxBatch); launched++ {
-		late = l.launchLocked(late)
-	}
+	late = l.launchAllLocked(late)
 	l.mu.Unlock()
 	if opened {
 		l.failed(l, f.tickets[0].spend.firstKey(), err)

@@ -31,7 +31,7 @@ func (ls *lanes) init(s *RedisStore) {
 }
 
 func (ls *lanes) lane(name string, send func(context.Context, *flight) error) *lane {
-	return &lane{name: name, send: send, deadlines: newDeadlines(ls.store.timeout), failed: ls.failed}
+	return &lane{name: name, send: send, deadlines: newDeadlines(ls.store.timeout), spread: ls.store.timeout / 4, failed: ls.failed}
 }
 
 // of is the lane to the Redis that has t's keys.
@@ -46,8 +46,11 @@ func (ls *lanes) of(ctx context.Context, t *ticket) (*lane, error) {
 	defer cancel()
 	node, err := ls.store.cluster.MasterForKey(limited, string(t.spend.firstKey()))
 	if err != nil {
-		ls.unknown.land1(t, err)
+		ls.unknown.note(t, err)
 		return nil, err
+	}
+	if ls.unknown.failures.Load() {
+		ls.unknown.note(t, nil)
 	}
 	t.node = node
 	address := node.Options().Addr
@@ -58,10 +61,11 @@ func (ls *lanes) of(ctx context.Context, t *ticket) (*lane, error) {
 	return l.(*lane), nil
 }
 
-// land1 notes the failure of one decision that no flight took.
-func (l *lane) land1(t *ticket, err error) {
+// note notes how one decision ended that no flight took.
+func (l *lane) note(t *ticket, err error) {
 	l.mu.Lock()
 	opened := l.breaker.note(err)
+	l.failures.Store(l.breaker.history != 0)
 	if opened {
 		l.open.Store(true)
 	}

@@ -36,6 +36,7 @@ type leases struct {
 	shards [leaseShards]leaseShard
 
 	granted, returned, lost atomic.Uint64 // tokens
+	closed                  atomic.Bool   // no more leases
 }
 
 type leaseShard struct {
@@ -47,17 +48,19 @@ type leaseShard struct {
 // lease is what is held of the buckets of one Spend: every token is debited from
 // each of them.
 type lease struct {
-	id     int64 // 40 random bits
 	keys   [][]byte
 	limits []*Limit
 
 	mu       sync.Mutex // guards the rest
+	id       int64      // 40 random bits; another after each return, see renameLocked
 	tokens   int64      // that are left
 	until    int64      // when they must not be spent any more, counted from when Redis was asked
-	granted  int64      // tokens after the last grant
+	granted  int64      // tokens after the last grant,
+	since    int64      // and when that was
 	buckets  []Bucket   // the states when the last answer had come
 	renewing bool       // a call is under way
-	gone     bool       // no longer in its shard: holds nothing and gets nothing
+	lost     bool       // an answer is missing: no renewals under this id
+	gone     bool       // no longer in its shard: nothing is spent any more
 
 	spent  int64   // tokens since windowStart
 	window int64   // when the window began
@@ -88,6 +91,9 @@ func (c *leases) now() int64 { return time.Since(c.start).Microseconds() }
 // of returns the lease for sp, which may hold nothing yet; nil if there is no
 // room to watch another key.
 func (c *leases) of(sp *Spend, d *Decision) *lease {
+	if c.closed.Load() {
+		return nil
+	}
 	var room [256]byte
 	name := sp.Keys[0]
 	if len(sp.Keys) > 1 {
@@ -112,7 +118,8 @@ func (c *leases) of(sp *Spend, d *Decision) *lease {
 }
 
 func newLease(sp *Spend, d *Decision, now int64) *lease {
-	l := &lease{id: rand.Int64N(1 << 40), window: now, used: now}
+	l := &lease{window: now, used: now}
+	l.renameLocked()
 	for i, key := range sp.Keys {
 		l.keys = append(l.keys, append([]byte(nil), key...))
 		l.limits = append(l.limits, d.Limits[i].Limit)
@@ -120,6 +127,10 @@ func newLease(sp *Spend, d *Decision, now int64) *lease {
 	l.buckets = make([]Bucket, len(l.keys))
 	return l
 }
+
+// renameLocked gives l a new id. What is sent under the old one, but is late,
+// then does nothing to what l holds from now on.
+func (l *lease) renameLocked() { l.id, l.lost = rand.Int64N(1<<40), false }
 
 // fits says whether l is under the limits of d: they may have been changed.
 func (l *lease) fits(d *Decision) bool {
@@ -151,22 +162,28 @@ func (c *leases) spend(l *lease, cost int64, d *Decision) (u use, terms leaseTer
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.measureLocked(cost, now)
+	if now >= l.until && l.tokens > 0 {
+		c.lost.Add(uint64(l.tokens))
+		l.tokens = 0
+	}
+	if l.tokens == 0 && l.lost {
+		l.renameLocked()
+	}
+	if l.granted > 0 && l.tokens*4 <= l.granted {
+		l.hurryLocked(now)
+	}
 	terms = leaseTerms{id: l.id, share: c.share, ttl: c.ttl, want: int64(min(l.demand*c.ttl.Seconds()/4, MaxCapacity))}
-	worth := terms.want >= leaseLeast*cost && !l.renewing && !l.gone
-	if l.tokens < cost || now >= l.until {
-		if !worth {
-			return useCall, terms
-		}
-		if now >= l.until {
-			c.lost.Add(uint64(l.tokens))
-			l.tokens = 0
-		}
+	worth := terms.want >= leaseLeast*cost && !l.renewing && !l.lost
+	if l.gone || l.tokens < cost && !worth {
+		return useCall, terms
+	}
+	if l.tokens < cost {
 		l.renewing, terms.held = true, l.tokens
 		return useLease, terms
 	}
 	l.tokens -= cost
 	l.fillLocked(d, now)
-	if l.tokens*4 > l.granted || !worth {
+	if l.granted > 0 || !worth { // there is more than a quarter of it
 		return useDone, terms
 	}
 	l.renewing, terms.held = true, l.tokens
@@ -181,6 +198,12 @@ func (l *lease) measureLocked(cost, now int64) {
 		l.demand = (l.demand + float64(l.spent)*1e6/float64(passed)) / 2
 		l.spent, l.window = 0, now
 	}
+}
+
+// hurryLocked raises the demand to what the last grant met, if that went quickly.
+func (l *lease) hurryLocked(now int64) {
+	met := float64(l.granted-l.tokens) * 1e6 / float64(max(now-l.since, 1000))
+	l.demand, l.granted = max(l.demand, met), 0
 }
 
 // leave says that the call which spend asked for is not made.
@@ -205,82 +228,101 @@ func (l *lease) fillLocked(d *Decision, now int64) {
 }
 
 // renewed takes in the answer to a call that asked for terms at sent: d, or an
-// error. A call that failed may have debited all the same. What nobody can spend
+// error. A call that failed may have debited all the same. What nobody will spend
 // any more is to be given back.
-func (c *leases) renewed(l *lease, terms *leaseTerms, d *Decision, sent int64, err error) (back int64) {
+func (c *leases) renewed(l *lease, terms *leaseTerms, d *Decision, sent int64, err error) (back giveBack) {
 	now := c.now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.renewing = false
-	if err != nil || terms.got == 0 {
-		return 0
+	if err != nil && kindOf(err) != kindUnsent {
+		l.lost = true
 	}
-	c.granted.Add(uint64(terms.got))
-	if l.gone {
-		return terms.got
-	}
-	if now >= l.until { // for Redis too, the old lease may have ended before the call
+	if l.tokens > 0 && now >= l.until { // for Redis too, the old lease may have ended before the call
 		c.lost.Add(uint64(l.tokens))
 		l.tokens = 0
 	}
+	c.granted.Add(uint64(terms.got))
 	l.tokens += terms.got
-	l.granted, l.until = l.tokens, sent+terms.ttl.Microseconds()
+	if l.gone {
+		return l.takeLocked()
+	}
+	if terms.got == 0 {
+		return giveBack{}
+	}
+	l.granted, l.since, l.until = l.tokens, now, sent+terms.ttl.Microseconds()
 	for i := range l.buckets {
 		l.buckets[i] = d.Limits[i].Level.Bucket(now, d.Limits[i].Rate)
 	}
-	return 0
+	return giveBack{}
+}
+
+// giveBack is tokens that were taken out of a lease, and the id they have.
+type giveBack struct {
+	lease  *lease
+	id     int64
+	tokens int64
+}
+
+// takeLocked takes all out of l, to go back.
+func (l *lease) takeLocked() giveBack {
+	back := giveBack{l, l.id, l.tokens}
+	l.tokens = 0
+	l.renameLocked()
+	return back
 }
 
 // sweep takes out of the leases what is to go back: what nobody spends, and what
 // is about to end. It forgets keys without demand.
-func (c *leases) sweep(giveBack func(l *lease, tokens int64)) {
+func (c *leases) sweep(give func(giveBack)) {
 	now := c.now()
 	for i := range c.shards {
 		sh := &c.shards[i]
 		sh.mu.Lock()
 		for name, l := range sh.held {
-			tokens, drop := l.take(now, c.ttl.Microseconds())
+			back, drop := l.take(now, c.ttl.Microseconds())
 			if drop {
 				delete(sh.held, name)
 			}
-			if tokens > 0 {
-				giveBack(l, tokens)
-			}
+			give(back)
 		}
 		sh.mu.Unlock()
 	}
 }
 
 // take is what sweep does with one lease.
-func (l *lease) take(now, ttl int64) (tokens int64, drop bool) {
+func (l *lease) take(now, ttl int64) (back giveBack, drop bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.renewing {
-		return 0, false
+		return giveBack{}, false
 	}
 	if idle := now - l.used; idle > leaseForget {
 		l.gone, drop = true, true
 	} else if idle < ttl/4 && now < l.until-ttl/4 {
-		return 0, false
+		return giveBack{}, false
 	}
-	tokens, l.tokens = l.tokens, 0
-	return tokens, drop
+	if l.tokens == 0 {
+		return giveBack{}, drop
+	}
+	return l.takeLocked(), drop
 }
 
-// forget takes all out of the leases, to go back, and forgets the keys.
-func (c *leases) forget(giveBack func(l *lease, tokens int64)) {
+// forget takes all out of the leases, to go back, and forgets the keys. What is
+// being renewed goes back with the answer to that.
+func (c *leases) forget(give func(giveBack)) {
 	for i := range c.shards {
 		sh := &c.shards[i]
 		sh.mu.Lock()
 		for name, l := range sh.held {
 			delete(sh.held, name)
+			var back giveBack
 			l.mu.Lock()
-			tokens := l.tokens
-			l.tokens, l.gone = 0, true
-			l.mu.Unlock()
-			if tokens > 0 {
-				giveBack(l, tokens)
+			if l.gone = true; !l.renewing {
+				back = l.takeLocked()
 			}
+			l.mu.Unlock()
+			give(back)
 		}
 		sh.mu.Unlock()
 	}

@@ -86,6 +86,7 @@ func TestUnspentLeaseGoesBack(t *testing.T) {
 	limit := slowLimit(1_000_000)
 	spent := heat(t, store, "k", limit)
 	eventually(t, "the lease is given back", func() bool { return debtOf(t, other, "k", limit) == spent })
+	store.background.Wait()
 	if n := store.leases.returned.Load() + store.leases.lost.Load(); store.leases.tokens() != 0 || n == 0 {
 		t.Errorf("%d tokens are held, %d are back", store.leases.tokens(), n)
 	}

@@ -95,6 +95,8 @@ type LimitState struct {
 	// Unknown says that Level is not known: another limit was known to refuse, and
 	// so the store was not asked.
 	Unknown bool
+	// leasedOut says that leases hold tokens of the bucket, which may come back.
+	leasedOut bool
 	// Wait is how long until the request's cost is available; 0 if allowed.
 	Wait time.Duration
 }

@@ -128,13 +128,10 @@ func (l *Limiter) spend(w *work, res *resource, req *Request, d *Decision) error
 	l.fillKeys(w, res, req)
 	w.spend.Cost, w.spend.IdempotencyTTL = req.Cost, l.config.IdempotencyTTL
 	d.Never = req.Cost > res.rules.smallest
-	if d.Never { // nothing can be spent, the levels are still of interest
-		w.spend.Cost = 0
-	}
-	if w.spend.Cost == 0 { // nor is anything remembered where nothing is spent
+	if d.Never || req.Cost == 0 { // nothing is remembered where nothing is spent
 		w.spend.IdempotencyKey = nil
 	}
-	w.spend.Leased = res.rules.leased
+	w.spend.Leased = res.rules.leased && !d.Never
 	switch err := l.store.Decide(context.Background(), &w.spend, d); {
 	case errors.Is(err, ErrKeyReused):
 		return ErrKeyReused

@@ -283,7 +283,7 @@ func TestDecisionIsUsedAgainWithoutTraces(t *testing.T) {
 		t.Fatal(err)
 	}
 	fresh := l.ask(t, "c", "read", 1)
-	opts := cmp.AllowUnexported(Decision{}, Rate{})
+	opts := cmp.AllowUnexported(Decision{}, LimitState{}, Rate{})
 	if diff := cmp.Diff(fresh, used, opts); diff != "" {
 		t.Errorf("a used decision differs (-fresh +used):\n%s", diff)
 	}

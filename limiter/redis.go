@@ -42,14 +42,16 @@ type RedisStore struct {
 	order   slotOrder
 	denials *denialCache
 	leases  *leases
-	active  *activeKeys
-	fleet   *redisFleet
-	metrics *redisMetrics
+	// returning holds a token for each lease that is being given back.
+	returning chan struct{}
+	active    *activeKeys
+	fleet     *redisFleet
+	metrics   *redisMetrics
 
 	condition *redisCondition
 
 	log        atomic.Pointer[zerolog.Logger] // nil until Run
-	background sync.WaitGroup
+	background background
 	ended      context.Context // done when the store is closed
 	end        context.CancelFunc
 }
@@ -86,7 +88,9 @@ func newRedisStore(c RedisConfig, script string) (*RedisStore, error) {
 		denials: newDenialCache(c.timeout()),
 		leases:  newLeases(c.Leases.orDefault()),
 		active:  active,
-		fleet:   fleet,
+
+		returning: make(chan struct{}, returnsAtOnce),
+		fleet:     fleet,
 	}
 	s.cluster, _ = client.(*redis.ClusterClient)
 	s.order.seed = maphash.MakeSeed()
@@ -140,15 +144,24 @@ func (s *RedisStore) decide(ctx context.Context, sp *Spend, d *Decision, l *leas
 		s.metrics.latency.UpdateDuration(start)
 	}
 	if l != nil {
-		s.giveBackLater(l, s.leases.renewed(l, &t.lease, d, leased, err))
+		s.giveBackLater(s.leases.renewed(l, &t.lease, d, leased, err))
 	}
 	if err != nil {
 		return s.trouble(err)
 	}
 	s.metrics.byCall.Inc()
-	s.denials.note(sp, d, sent, epoch)
+	s.denials.note(sp, d, s.belief(sp), sent, epoch)
 	s.noteActive(sp, d)
 	return nil
+}
+
+// belief is how long a denial of sp may be believed, in microseconds. What a
+// decision in two slots has spent may be given back at any moment.
+func (s *RedisStore) belief(sp *Spend) int64 {
+	if s.cluster != nil && !oneSlot(sp) {
+		return briefDenial
+	}
+	return maxDenial
 }
 
 // noteActive notes when the buckets of an answer will be full.
@@ -324,9 +337,10 @@ func (s *RedisStore) WriteMetrics(w io.Writer) {
 // Close gives the leases back and closes the connections. Decisions under way
 // fail.
 func (s *RedisStore) Close() error {
+	s.leases.closed.Store(true)
 	s.leases.forget(s.giveBackLater)
 	s.end()
-	s.background.Wait()
+	s.background.end()
 	if err := errors.Join(s.client.Close(), s.fleet.close()); err != nil {
 		return fmt.Errorf("close redis: %w", err)
 	}

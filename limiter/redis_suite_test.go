@@ -16,7 +16,7 @@ func openRedisSuite(t *testing.T, server *redisServer) testedStore {
 	t.Helper()
 	server.do(t, "FLUSHALL")
 	script := withClock(t, lua.Decide)
-	script = replaceOnce(t, script, "call('SET', key, value, 'PX', ms)", "call('SET', key, value)")
+	script = replaceOnce(t, script, "call('SET', key, value .. leases, 'PX', math.max(life(debt, progress, n, p) + keep, 1))", "call('SET', key, value)")
 	store := openRedis(t, RedisConfig{URL: "unix://" + server.socket, Timeout: 5 * time.Second}, script)
 	c := standingClock{server: server, redis: firstDay}
 	server.setClock(t, firstDay)

@@ -89,6 +89,7 @@ const (
 	flagRefund
 	flagLease
 	flagReturn
+	flagPeek
 )
 
 // appendDecision appends what lua/decide.lua documents as its ARGV.
@@ -205,7 +206,7 @@ func (d *Decision) readLimits(answer string) {
 	for i := range d.Limits {
 		part := answer[answerSize*i:][:answerSize]
 		l := &d.Limits[i]
-		l.Denied = part[0] != 0
+		l.Denied, l.leasedOut = part[0]&1 != 0, part[0]&2 != 0
 		l.Level = Level{Debt: bigEndian(part[1:5]), Progress: bigEndian(part[5:])}
 	}
 }

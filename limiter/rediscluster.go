@@ -28,6 +28,11 @@ func (s *RedisStore) sendNode(ctx context.Context, f *flight) error {
 	if err != nil {
 		s.lookAround(ctx)
 	}
+	for _, t := range f.tickets {
+		if t.err == nil {
+			return nil // the primary works, if not for all slots
+		}
+	}
 	return err
 }
 
@@ -91,14 +96,13 @@ func notRun(err error) bool {
 const resendTries = 5
 
 // resend sends calls that were not run again, to wherever their slots are, until
-// they run or their time is over.
+// they run or their time is over. Those that never run are no failure of a server.
 func (s *RedisStore) resend(ctx context.Context, calls []*call) (err error) {
 	pause := time.Millisecond
 	for try := 0; len(calls) > 0; try++ {
 		if try == resendTries || calls[0].pause(ctx, pause) != nil {
 			for _, c := range calls {
-				err = c.Err()
-				c.fail(err)
+				c.fail(c.Err())
 			}
 			return err
 		}

@@ -42,7 +42,9 @@ func (s *RedisStore) renew(l *lease, terms leaseTerms) {
 	defer t.release()
 	t.flags, t.lease = flagLease, terms
 	err := s.ask(context.Background(), t)
-	s.giveBackLater(l, s.leases.renewed(l, &t.lease, &d, sent, err))
+	if back := s.leases.renewed(l, &t.lease, &d, sent, err); back.tokens > 0 {
+		s.giveBack(back)
+	}
 	if err != nil {
 		_ = s.trouble(err) // it counts
 		return
@@ -61,23 +63,30 @@ func (l *lease) decision() Decision {
 }
 
 // giveBackLater gives tokens of a lease back, apart from any request.
-func (s *RedisStore) giveBackLater(l *lease, tokens int64) {
-	if tokens > 0 {
-		s.background.Go(func() { s.giveBack(l, tokens) })
+func (s *RedisStore) giveBackLater(back giveBack) {
+	if back.tokens > 0 {
+		s.background.Go(func() { s.giveBack(back) })
 	}
 }
 
+// returnsAtOnce is how many leases are given back at the same time: they must not
+// crowd out decisions.
+const returnsAtOnce = 64
+
 // giveBack gives tokens back that nobody will spend. If the call fails, they
 // stay debited: it is not known whether they are back.
-func (s *RedisStore) giveBack(l *lease, tokens int64) {
-	d := l.decision()
-	sp := Spend{Keys: l.keys, Cost: tokens}
+func (s *RedisStore) giveBack(back giveBack) {
+	s.returning <- struct{}{}
+	defer func() { <-s.returning }()
+	d := back.lease.decision()
+	sp := Spend{Keys: back.lease.keys, Cost: back.tokens}
 	t := takeTicket(&sp, &d, time.Now().Add(s.timeout))
 	defer t.release()
-	t.flags, t.lease = flagReturn, leaseTerms{id: l.id}
+	t.flags, t.lease = flagReturn, leaseTerms{id: back.id}
 	if err := s.ask(context.Background(), t); err != nil {
-		s.leases.lost.Add(uint64(tokens))
+		s.leases.lost.Add(uint64(back.tokens))
 		return
 	}
-	s.leases.returned.Add(uint64(tokens))
+	s.leases.returned.Add(uint64(back.tokens))
+	s.denials.drop(sp.Keys)
 }

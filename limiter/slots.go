@@ -83,14 +83,13 @@ func (s *RedisStore) askSlots(ctx context.Context, t *ticket) error {
 // cost is spent in both or in none.
 func (s *RedisStore) askBoth(ctx context.Context, t *ticket, first, second *part) (refused *part, err error) {
 	cost := t.spend.Cost
-	if err := s.askPart(ctx, first, cost, t); err != nil {
+	if err := s.askPart(ctx, first, cost, t, 0); err != nil {
 		return nil, err
 	}
 	if !first.decision.Allowed {
-		second.spend.IdempotencyKey = nil // it is only asked for its state
-		return first, s.askPart(ctx, second, 0, t)
+		return s.peek(ctx, t, first, second)
 	}
-	err = s.askPart(ctx, second, cost, t)
+	err = s.askPart(ctx, second, cost, t, 0)
 	if err == nil && second.decision.Allowed && !second.decision.Replayed {
 		return nil, nil
 	}
@@ -101,11 +100,27 @@ func (s *RedisStore) askBoth(ctx context.Context, t *ticket, first, second *part
 	return second, nil
 }
 
+// peek asks for the state of the second part after the first refused; and if the
+// decision was made before under the same idempotency key, that stands.
+func (s *RedisStore) peek(ctx context.Context, t *ticket, first, second *part) (refused *part, err error) {
+	if err := s.askPart(ctx, second, t.spend.Cost, t, flagPeek); err != nil {
+		return nil, err
+	}
+	if !second.decision.Replayed {
+		return first, nil
+	}
+	for i := range first.decision.Limits {
+		first.decision.Limits[i].Denied = false
+	}
+	return nil, nil
+}
+
 // askPart asks for one part.
-func (s *RedisStore) askPart(ctx context.Context, p *part, cost int64, whole *ticket) error {
+func (s *RedisStore) askPart(ctx context.Context, p *part, cost int64, whole *ticket, flags byte) error {
 	p.spend.Cost = cost
 	t := takeTicket(&p.spend, &p.decision, whole.deadline)
 	defer t.release()
+	t.flags = flags
 	return s.ask(ctx, t)
 }
 
@@ -128,6 +143,8 @@ func (s *RedisStore) refund(p *part, cost int64) {
 		t.flags = flagRefund
 		if err := s.ask(context.Background(), t); err != nil {
 			s.metrics.refundsLost.Inc()
+			return
 		}
+		s.denials.drop(back.spend.Keys)
 	})
 }

@@ -2,13 +2,17 @@ package limiter
 
 import (
 	"context"
+	"errors"
 	"hash/maphash"
 	"math/big"
 	"math/bits"
+	"net"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // Policy says what decides while the store does not answer.
@@ -47,13 +51,24 @@ func (l *Limiter) standIn(w *work, res *resource, req *Request, d *Decision, err
 		d.Allowed, d.Replayed, d.StandIn, d.spared = !d.Never, false, AllowedUnasked, res.rules.smallest
 		return nil
 	case StandInLocal:
-		return l.standInLocally(w, res, req, d)
+		return l.standInLocally(w, res, req, d, unspent(err))
 	}
 	return err
 }
 
-// standInLocally decides by this gateway's share of each limit.
-func (l *Limiter) standInLocally(w *work, res *resource, req *Request, d *Decision) error {
+// unspent says that a decision that failed with err has surely spent nothing: Redis
+// was not asked, could not be reached, or refused to run the script. It is not
+// known of an answer that did not come.
+func unspent(err error) bool {
+	var refusal redis.Error
+	var network *net.OpError
+	return kindOf(err) == kindUnsent || errors.As(err, &refusal) && kindOf(err) != kindScript ||
+		errors.As(err, &network) && network.Op == "dial"
+}
+
+// standInLocally decides by this gateway's share of each limit. What it spends is
+// owed to the store, unless that may have spent it already.
+func (l *Limiter) standInLocally(w *work, res *resource, req *Request, d *Decision, owed bool) error {
 	for i := range d.Limits {
 		d.Limits[i] = LimitState{Limit: &res.rules.local[i]}
 	}
@@ -61,7 +76,7 @@ func (l *Limiter) standInLocally(w *work, res *resource, req *Request, d *Decisi
 	if err := l.local.Decide(context.Background(), &w.spend, d); err != nil {
 		return describe(err)
 	}
-	if d.Allowed && !d.Replayed && w.spend.Cost > 0 {
+	if owed && d.Allowed && !d.Replayed && w.spend.Cost > 0 {
 		l.owed.add(&w.spend, d, res.rules.limits)
 	}
 	d.finish(req.Cost)
