@@ -417,31 +417,33 @@ func (r *faultRun) sum(name string) (sum float64) {
 }
 
 // checkSpends compares what was spent in Redis with the answers: a request spends
-// once at most, and once where Redis decided. What was allowed locally is
-// debited later, though its answer may have been lost after it was spent.
+// once at most, and once where Redis decided. What was allowed locally is debited
+// later, unless Redis was asked and may have spent it.
 func (r *faultRun) checkSpends() {
 	r.t.Helper()
 	debts := r.debts()
-	settled := r.sum("r8limiter_store_owed_tokens_dropped_total") == 0
-	cut := 0
+	cut, locally := 0, 0
 	for _, a := range r.answers {
 		if a.resource == "hot" {
 			continue
 		}
-		least, most := 0, 1
-		if a.Degraded == "local" {
-			most = 2
-		}
-		if r.loses == 0 && a.status == 200 && (a.Degraded == "" || a.Degraded == "local" && settled) {
+		least := 0
+		if r.loses == 0 && a.status == 200 && a.Degraded == "" {
 			least = 1
 		}
 		debt := debts[a.key()]
-		if debt < least || debt > most {
-			r.t.Errorf("spent %d in Redis, want %d to %d: %+v", debt, least, most, a)
+		if a.Degraded == "local" {
+			locally += debt
 		}
-		if debt == most && !a.byRedis() {
+		if debt < least || debt > 1 {
+			r.t.Errorf("spent %d in Redis, want %d to 1: %+v", debt, least, a)
+		}
+		if debt == 1 && !a.byRedis() && a.Degraded != "local" {
 			cut++
 		}
+	}
+	if r.loses == 0 && locally == 0 && r.sum("r8limiter_store_owed_tokens_settled_total") > 0 {
+		r.t.Error("nothing is debited of what was spent locally, though the gateways say so")
 	}
 	if r.cuts && cut == 0 {
 		r.t.Error("no request spent whose answer was cut off: nothing was tested")

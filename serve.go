@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 	"syscall"
 	"time"
 
@@ -55,9 +56,14 @@ func (p *program) serve(file string) int {
 	return g.wait()
 }
 
-func newLogger(c LogConfig, out io.Writer) zerolog.Logger {
+// setLogTime says how all loggers of the process write times.
+var setLogTime = sync.OnceFunc(func() {
 	zerolog.TimeFieldFormat = "2006-01-02T15:04:05.000Z07:00"
 	zerolog.TimestampFunc = func() time.Time { return time.Now().UTC() }
+})
+
+func newLogger(c LogConfig, out io.Writer) zerolog.Logger {
+	setLogTime()
 	if c.Format == "console" {
 		out = zerolog.ConsoleWriter{Out: out, NoColor: true, TimeFormat: zerolog.TimeFieldFormat}
 	}

@@ -121,7 +121,7 @@ const (
 // its buckets when it is back. Bounded: what finds no room is not debited.
 type debts struct {
 	seed    maphash.Seed
-	count   atomic.Int64
+	count   atomic.Int64  // of buckets
 	dropped atomic.Uint64 // tokens that found no room
 	settled atomic.Uint64 // tokens that were debited
 	shards  [debtShards]debtShard
@@ -170,7 +170,7 @@ func (o *debts) add(sp *Spend, d *Decision, limits []Limit) {
 	}
 }
 
-// take removes at most n debts.
+// take removes at most n debts. They are counted until done is told of them.
 func (o *debts) take(n int) []*debt {
 	var taken []*debt
 	for i := range o.shards {
@@ -181,13 +181,15 @@ func (o *debts) take(n int) []*debt {
 				break
 			}
 			delete(sh.owed, key)
-			o.count.Add(-1)
 			taken = append(taken, owed)
 		}
 		sh.mu.Unlock()
 	}
 	return taken
 }
+
+// done says that a debt that was taken is none any more.
+func (o *debts) done() { o.count.Add(-1) }
 
 const (
 	settleBatch = 256
@@ -215,6 +217,8 @@ func (l *Limiter) settle(ctx context.Context) {
 		for _, owed := range l.owed.take(max(0, settleBatch-len(debits))) {
 			if d := l.debit(owed); d != nil {
 				debits = append(debits, d)
+			} else {
+				l.owed.done()
 			}
 		}
 		if len(debits) == 0 {
@@ -261,8 +265,10 @@ func (l *Limiter) settleAll(debits []*debit) {
 		switch {
 		case !failed[i]:
 			l.owed.settled.Add(uint64(d.spend.Cost))
+			l.owed.done()
 		case !d.sent.IsZero() && time.Since(d.sent) > settleTTL/2: // Redis might have made it, and forgotten
 			l.owed.dropped.Add(uint64(d.spend.Cost))
+			l.owed.done()
 		default:
 			l.unsettled = append(l.unsettled, d)
 		}
