@@ -15,13 +15,13 @@ var sentinelFaults = []fault{
 		r.servers = slices.DeleteFunc(slices.Clone(r.servers), func(s *redistest.Server) bool { return s == old })
 		r.awaitHeir(old)
 	}},
-	{name: "primary paused", loses: 1, begin: func(r *faultRun) {
+	{name: "primary paused", loses: 1, splits: true, begin: func(r *faultRun) {
 		old := r.sentinel.Primary(r.t)
 		old.Pause()
 		r.awaitHeir(old)
 		old.Resume() // and takes itself for the primary yet
 	}},
-	{name: "primary steps down", effect: shakes, loses: 1, begin: func(r *faultRun) {
+	{name: "primary steps down", effect: shakes, loses: 1, splits: true, begin: func(r *faultRun) {
 		old := r.sentinel.Primary(r.t)
 		r.sentinel.Sentinels()[0].Do(r.t, "SENTINEL", "FAILOVER", r.sentinel.MasterName)
 		r.awaitHeir(old)
