@@ -42,9 +42,10 @@ func newActiveKeys() *activeKeys {
 	return a
 }
 
-// set notes that the bucket of key will be full after a time; 0 if it is now.
-func (a *activeKeys) set(key []byte, full time.Duration) {
-	now := time.Since(a.start)
+// set notes that the bucket of key will be full so long after a moment; 0 if it is
+// full.
+func (a *activeKeys) set(key []byte, full time.Duration, at time.Time) {
+	now := at.Sub(a.start)
 	h := xxhash.Sum64(key)
 	s := &a.shards[h%activeShards]
 	s.mu.Lock()

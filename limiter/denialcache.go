@@ -24,7 +24,8 @@ const (
 // 50 ms where something may come back, such a decision is made here, exactly.
 // Bounded; safe for concurrent use.
 type denialCache struct {
-	now    func() int64 // microseconds, monotonic
+	start  time.Time
+	now    func() int64 // microseconds since the start
 	seed   maphash.Seed
 	size   atomic.Int64
 	epoch  atomic.Uint64 // grows when all is forgotten
@@ -51,16 +52,16 @@ type denial struct {
 }
 
 func newDenialCache(asking time.Duration) *denialCache {
-	start := time.Now()
-	d := &denialCache{
-		now:  func() int64 { return time.Since(start).Microseconds() },
-		seed: maphash.MakeSeed(), asking: asking.Microseconds(),
-	}
+	d := &denialCache{start: time.Now(), seed: maphash.MakeSeed(), asking: asking.Microseconds()}
+	d.now = func() int64 { return d.at(time.Now()) }
 	for i := range d.shards {
 		d.shards[i].known = map[string]*denial{}
 	}
 	return d
 }
+
+// at is a moment in microseconds since the start.
+func (c *denialCache) at(t time.Time) int64 { return t.Sub(c.start).Microseconds() }
 
 func (c *denialCache) shard(key []byte) *denialShard {
 	return &c.shards[maphash.Bytes(c.seed, key)%denialShards]
@@ -113,26 +114,31 @@ func (c *denialCache) look(key []byte, cost, now int64) (b Bucket, known, refuse
 	return e.bucket, true, e.cost > 0 && cost >= e.cost
 }
 
-// note remembers the answer d to sp, which was asked at sent, in the epoch of
-// that time, and is to be believed for so many microseconds at most. An answer that
-// allowed only renews what is known.
-func (c *denialCache) note(sp *Spend, d *Decision, belief, sent int64, epoch uint64) {
+// asked is when Redis was asked, in which epoch, and when it had answered. An answer is
+// to be believed for so many microseconds at most.
+type asked struct {
+	epoch           uint64
+	sent, now, long int64
+}
+
+// note remembers the answer d to sp. One that allowed only renews what is known.
+func (c *denialCache) note(sp *Spend, d *Decision, a asked) {
 	if sp.Cost == 0 || d.Replayed || d.Allowed && c.size.Load() == 0 {
 		return
 	}
-	now := c.now()
+	now, belief := a.now, a.long
 	for i, key := range sp.Keys {
 		s := &d.Limits[i]
 		e := denial{bucket: s.Level.Bucket(now, s.Rate), until: now + maxDenial, over: now + maxDenial}
 		if s.Denied && !s.Shadow {
 			e.cost = sp.Cost
-			e.over = sent + s.Level.Wait(sp.Cost, s.Capacity, s.Rate).Microseconds()
+			e.over = a.sent + s.Level.Wait(sp.Cost, s.Capacity, s.Rate).Microseconds()
 			if s.leasedOut {
 				belief = briefDenial
 			}
 			e.until = min(e.over, now+belief)
 		}
-		c.put(key, e, now, !d.Allowed, epoch)
+		c.put(key, e, now, !d.Allowed, a.epoch)
 	}
 }
 

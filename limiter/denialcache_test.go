@@ -36,7 +36,7 @@ func (c *testedDenials) decide(cost int64, limits ...keyedLimit) *Decision {
 	}
 	time.Sleep(c.travel)
 	c.asked++
-	c.note(sp, d, maxDenial, sent, epoch)
+	c.note(sp, d, asked{epoch, sent, c.now(), maxDenial})
 	return d
 }
 
@@ -204,7 +204,7 @@ func TestDenialsAreBounded(t *testing.T) {
 		limit.key = fmt.Sprint(i)
 		sp, d := question(1, "", []keyedLimit{limit})
 		d.Limits[0].Level, d.Limits[0].Denied = Level{Debt: 1}, true
-		c.note(sp, d, maxDenial, c.now(), 0)
+		c.note(sp, d, asked{0, c.now(), c.now(), maxDenial})
 	}
 	if n := c.size.Load(); n > denialShards*denialShardMax || n < denialShards*denialShardMax/2 {
 		t.Errorf("%d are known", n)

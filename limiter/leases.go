@@ -86,7 +86,10 @@ func newLeases(config LeaseConfig) *leases {
 	return c
 }
 
-func (c *leases) now() int64 { return time.Since(c.start).Microseconds() }
+func (c *leases) now() int64 { return c.at(time.Now()) }
+
+// at is a moment in microseconds since the start.
+func (c *leases) at(t time.Time) int64 { return t.Sub(c.start).Microseconds() }
 
 // of returns the lease for sp, which may hold nothing yet; nil if there is no
 // room to watch another key.

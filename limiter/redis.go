@@ -127,10 +127,10 @@ func (s *RedisStore) Decide(ctx context.Context, sp *Spend, d *Decision) error {
 	return s.decide(ctx, sp, d, l, &terms)
 }
 
-// decide asks Redis, for a lease too if l is one.
+// decide asks Redis, for a lease too if l is one. It reads the clock twice, for
+// that is not free.
 func (s *RedisStore) decide(ctx context.Context, sp *Spend, d *Decision, l *lease, terms *leaseTerms) error {
-	epoch, sent, leased := s.denials.epoch.Load(), s.denials.now(), s.leases.now()
-	start := time.Now()
+	epoch, start := s.denials.epoch.Load(), time.Now()
 	t := takeTicket(sp, d, start.Add(s.timeout))
 	defer t.release()
 	switch {
@@ -140,18 +140,19 @@ func (s *RedisStore) decide(ctx context.Context, sp *Spend, d *Decision, l *leas
 		t.flags = flagOwed
 	}
 	err := s.ask(ctx, t)
+	end := time.Now()
 	if err == nil || kindOf(err) != kindUnsent { // those would show a dead Redis as a quick one
-		s.metrics.latency.UpdateDuration(start)
+		s.metrics.latency.Update(end.Sub(start).Seconds())
 	}
 	if l != nil {
-		s.giveBackLater(s.leases.renewed(l, &t.lease, d, leased, err))
+		s.giveBackLater(s.leases.renewed(l, &t.lease, d, s.leases.at(start), err))
 	}
 	if err != nil {
 		return s.trouble(err)
 	}
 	s.metrics.byCall.Inc()
-	s.denials.note(sp, d, s.belief(sp), sent, epoch)
-	s.noteActive(sp, d)
+	s.denials.note(sp, d, asked{epoch, s.denials.at(start), s.denials.at(end), s.belief(sp)})
+	s.noteActive(sp, d, end)
 	return nil
 }
 
@@ -165,9 +166,9 @@ func (s *RedisStore) belief(sp *Spend) int64 {
 }
 
 // noteActive notes when the buckets of an answer will be full.
-func (s *RedisStore) noteActive(sp *Spend, d *Decision) {
+func (s *RedisStore) noteActive(sp *Spend, d *Decision, now time.Time) {
 	for i := range d.Limits {
-		s.active.set(sp.Keys[i], d.Limits[i].Level.Full(d.Limits[i].Rate))
+		s.active.set(sp.Keys[i], d.Limits[i].Level.Full(d.Limits[i].Rate), now)
 	}
 }
 
@@ -265,7 +266,7 @@ func (s *RedisStore) Reset(ctx context.Context, keys [][]byte) error {
 	names := make([]string, len(keys))
 	for i, key := range keys {
 		names[i] = string(key)
-		s.active.set(key, 0)
+		s.active.set(key, 0, time.Now())
 	}
 	if len(names) == 0 {
 		return nil

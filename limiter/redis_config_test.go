@@ -270,11 +270,11 @@ func TestAnswerOfTheWrongSizeIsAnError(t *testing.T) {
 func TestActiveKeysAreForgottenWhenTheyAreFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newActiveKeys()
-		a.set([]byte("a"), time.Second)
-		a.set([]byte("b"), time.Minute)
-		a.set([]byte("b"), time.Minute)
-		a.set([]byte("c"), time.Hour)
-		a.set([]byte("c"), 0)
+		a.set([]byte("a"), time.Second, time.Now())
+		a.set([]byte("b"), time.Minute, time.Now())
+		a.set([]byte("b"), time.Minute, time.Now())
+		a.set([]byte("c"), time.Hour, time.Now())
+		a.set([]byte("c"), 0, time.Now())
 		if n := a.count(); n != 2 {
 			t.Errorf("got %d active keys, want 2", n)
 		}
@@ -289,14 +289,14 @@ func TestActiveKeysAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newActiveKeys()
 		for i := range activeShards * activeShardMax * 11 / 10 {
-			a.set(fmt.Append(nil, i), time.Second)
+			a.set(fmt.Append(nil, i), time.Second, time.Now())
 		}
 		if n := a.count(); n > activeShards*activeShardMax || n < activeShards*activeShardMax*9/10 {
 			t.Errorf("got %d active keys", n)
 		}
 		time.Sleep(2 * time.Second)
 		for i := range 1000 {
-			a.set(fmt.Append(nil, i), time.Second)
+			a.set(fmt.Append(nil, i), time.Second, time.Now())
 		}
 		if n := a.count(); n != 1000 {
 			t.Errorf("got %d active keys, want 1000: full ones took their room", n)

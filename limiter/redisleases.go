@@ -50,7 +50,7 @@ func (s *RedisStore) renew(l *lease, terms leaseTerms) {
 		return
 	}
 	s.metrics.byCall.Inc()
-	s.noteActive(&sp, &d)
+	s.noteActive(&sp, &d, time.Now())
 }
 
 // decision is one to be made of the lease's buckets.
