@@ -136,3 +136,14 @@ for name in nginx memory redis memory-one-user leased-one-user denied-one-user; 
   # shellcheck disable=SC2086
   printf '%-18s %8s req/s  p50 %5s  p99 %6s ms  %6s us  redis %5s us  %7s calls\n' $line
 done
+
+# ratio TEXT EXPRESSION: the median over the rounds, of which each has its own noise
+ratio() {
+  awk "{ us[\$1] = \$9 } \$1 == \"denied-one-user\" { print $2 }" "$dir/results" | sort -n |
+    awk -v text="$1" '{ v[NR] = $1 } END { printf "%-62s %.2f\n", text, v[int((NR + 1) / 2)] }'
+}
+echo "medians of the rounds' ratios of CPU time:"
+ratio 'in memory, of what nginx takes' 'us["memory"] / us["nginx"]'
+ratio 'Redis, of what nginx takes' 'us["redis"] / us["nginx"]'
+ratio 'what Redis adds to in memory, of what nginx takes' '(us["redis"] - us["memory"]) / us["nginx"]'
+ratio 'one user leased, of one user in memory' 'us["leased-one-user"] / us["memory-one-user"]'
