@@ -94,6 +94,9 @@ func (p *program) load(file string) (Config, []problem) {
 		problems = append(problems, problem{line, col, path, text})
 	})
 	slices.SortStableFunc(problems, comparePlaces)
+	if c.Limiter.Redis != nil {
+		c.Limiter.Redis.SetDefaults()
+	}
 	return c, problems
 }
 

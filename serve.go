@@ -123,7 +123,7 @@ func (g *gateway) greet(c *Config, file string) {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		if err := g.limiter.Probe(ctx); err != nil {
-			g.log.Warn().Err(err).Msg("Redis does not answer: until it does, on_store_error decides. Check limiter.redis and the server")
+			g.log.Warn().Err(err).Msg("Redis does not decide: until it does, on_store_error does. Check limiter.redis and the server")
 		}
 	}
 	if c.Admin.Token == "" && !isLoopback(g.adminListener.Addr()) {

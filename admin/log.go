@@ -65,7 +65,7 @@ func (x *exchange) logDecision(e *zerolog.Event) {
 	}
 	e.Str("decision", outcome)
 	if d.StandIn != limiter.NoStandIn {
-		e.Stringer("degraded", d.StandIn)
+		e.Stringer("degraded", d.StandIn).AnErr("store_error", d.StoreError)
 	}
 	if l := d.Binding(); l != nil {
 		x.body = d.AppendLimitName(x.body[:0], l)

@@ -19,9 +19,6 @@ func (b *background) Go(f func()) {
 	}
 }
 
-// Wait waits for what runs.
-func (b *background) Wait() { b.running.Wait() }
-
 // end waits for what runs, and has nothing run after it.
 func (b *background) end() {
 	b.mu.Lock()

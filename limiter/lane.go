@@ -130,8 +130,9 @@ type lane struct {
 	deadlines *deadlines
 	spread    time.Duration // between the deadlines of a flight's decisions, at most
 	// failed is called when the breaker opens, with a key of a failed decision.
-	failed  func(l *lane, key []byte, cause error)
-	outages outages // used by failed and what it starts
+	failed func(l *lane, key []byte, cause error)
+	told   told                  // used by one outage after another
+	cause  atomic.Pointer[error] // see closed
 
 	mu          sync.Mutex // guards the rest
 	first, last *ticket    // that wait
@@ -149,7 +150,7 @@ func (l *lane) do(t *ticket) error {
 	switch {
 	case l.breaker.open:
 		l.mu.Unlock()
-		return errBreakerOpen
+		return l.closed()
 	case l.flying == 0:
 		l.flying++
 		l.mu.Unlock()
@@ -298,7 +299,7 @@ func (l *lane) land(f *flight, err error) (late *ticket) {
 func (l *lane) rejectLocked() (late *ticket) {
 	for l.first != nil {
 		t := l.popLocked()
-		t.err, t.next, late = errBreakerOpen, late, t
+		t.err, t.next, late = l.closed(), late, t
 	}
 	return late
 }

@@ -40,7 +40,7 @@ func (ls *lanes) of(ctx context.Context, t *ticket) (*lane, error) {
 		return ls.single, nil
 	}
 	if ctx.Done() == nil && ls.unknown.open.Load() {
-		return nil, errBreakerOpen
+		return nil, ls.unknown.closed()
 	}
 	limited, cancel := context.WithDeadline(ctx, t.deadline)
 	defer cancel()
@@ -99,7 +99,7 @@ func (ls *lanes) failing() (n int) {
 func (ls *lanes) degraded() (err error) {
 	ls.all(func(l *lane) {
 		if l.open.Load() {
-			err = errors.Join(err, fmt.Errorf("redis %s: %w", l.name, errBreakerOpen))
+			err = errors.Join(err, fmt.Errorf("redis %s: %w", l.name, l.closed()))
 		}
 	})
 	return err
@@ -116,26 +116,23 @@ const (
 func (ls *lanes) failed(l *lane, key []byte, cause error) {
 	s := ls.store
 	s.metrics.opened.Inc()
-	told := s.warn(l, cause)
 	probe := s.probeKey(0)
 	if s.cluster != nil {
 		probe = append(append([]byte(nil), hashTag(key)...), "!probe"...)
 		s.lookAround(s.ended)
 	}
-	since := time.Now()
+	o := outage{lane: l, since: time.Now()}
+	o.found(s.log.Load(), cause)
 	s.background.Go(func() {
-		if !s.probeUntilWell(probe) {
-			return
+		if s.probeUntilWell(probe, &o) {
+			l.reopen()
+			o.over(s.log.Load())
 		}
-		if told {
-			s.tellRecovered(l, since)
-		}
-		l.reopen()
 	})
 }
 
 // probeUntilWell probes until that works, or until the store is closed.
-func (s *RedisStore) probeUntilWell(key []byte) bool {
+func (s *RedisStore) probeUntilWell(key []byte, o *outage) bool {
 	for pause := firstProbe; ; pause = min(2*pause, lastProbe) {
 		jitter := time.Duration(rand.Int64N(int64(pause)/5*2)) - pause/5
 		select {
@@ -146,41 +143,12 @@ func (s *RedisStore) probeUntilWell(key []byte) bool {
 		if s.cluster != nil {
 			s.lookAround(s.ended)
 		}
-		if s.probe(s.ended, key) == nil {
+		err := s.probe(s.ended, key)
+		if err == nil {
 			return true
 		}
+		o.found(s.log.Load(), err)
 	}
-}
-
-// logEvery is how often the failures of one Redis are told at most: one that
-// comes and goes must not fill the log.
-const logEvery = 10 * time.Second
-
-// outages are what is told of one lane. One failure after another uses it.
-type outages struct {
-	told  time.Time // when one was told last
-	quiet int       // how many were not told since
-}
-
-// warn tells the operator that decisions go by on_store_error from now on, and
-// says whether it did.
-func (s *RedisStore) warn(l *lane, cause error) bool {
-	log := s.log.Load()
-	if log == nil || time.Since(l.outages.told) < logEvery {
-		l.outages.quiet++
-		return false
-	}
-	e := log.Warn().Err(cause).Str("redis", l.name)
-	if l.outages.quiet > 0 {
-		e = e.Int("not_told", l.outages.quiet)
-	}
-	e.Msg("Redis fails: until it works again, on_store_error decides. Check the server and limiter.redis")
-	l.outages = outages{told: time.Now()}
-	return true
-}
-
-func (s *RedisStore) tellRecovered(l *lane, since time.Time) {
-	s.log.Load().Info().Str("redis", l.name).Int64("failed_ms", time.Since(since).Milliseconds()).Msg("Redis works again")
 }
 
 // hashTag is the part of a key up to the end of its hash tag, which every key of

@@ -18,6 +18,9 @@ func leaseSpend(t testing.TB, store *RedisStore, key string, cost int64, l *Limi
 	return d
 }
 
+// Wait waits for what runs.
+func (b *background) Wait() { b.running.Wait() }
+
 // run does what the store does in the background, until the test ends.
 func (s *RedisStore) run(t testing.TB) {
 	ctx, stop := context.WithCancel(context.Background())

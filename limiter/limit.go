@@ -67,6 +67,8 @@ type Decision struct {
 	// LocalBucket the Limits are this gateway's share; with AllowedUnasked there
 	// are none.
 	StandIn StandIn
+	// StoreError is why the store did not decide; nil without a StandIn.
+	StoreError error
 	// Limits are the states of all limits of the resource after the decision,
 	// in configuration order, shadow limits included.
 	Limits []LimitState

@@ -164,7 +164,7 @@ func describe(err error) error {
 // prepare makes d the question to the store, in the memory that d has. The
 // resource's name is copied, as the request's bytes may not be kept.
 func (d *Decision) prepare(name []byte, r *rules) {
-	d.Allowed, d.Replayed, d.Never, d.Override, d.StandIn = false, false, false, NoOverride, NoStandIn
+	d.Allowed, d.Replayed, d.Never, d.Override, d.StandIn, d.StoreError = false, false, false, NoOverride, NoStandIn, nil
 	d.resource = append(d.resource[:0], name...)
 	d.Limits = d.Limits[:0]
 	for i := range r.limits {

@@ -177,8 +177,21 @@ func (s *RedisStore) trouble(err error) error {
 	if errors.Is(err, ErrKeyReused) {
 		return err
 	}
-	s.metrics.countError(err)
+	kind := kindOf(err)
+	s.metrics.errors[kind].Inc()
+	s.tellOnce(kind, err)
 	return explain(err)
+}
+
+// tellOnce tells of decisions that failed, each kind of error from time to time:
+// few of them open no breaker, and are an operator's matter all the same.
+func (s *RedisStore) tellOnce(kind errorKind, cause error) {
+	log, now := s.log.Load(), time.Now().UnixNano()
+	last := s.metrics.told[kind].Load()
+	if log == nil || kind == kindUnsent || now-last < int64(tellAgain) || !s.metrics.told[kind].CompareAndSwap(last, now) {
+		return
+	}
+	log.Warn().Err(cause).Stringer("kind", kind).Msg("a decision in Redis failed, and on_store_error decided; others of this kind are only counted for a minute")
 }
 
 // ask makes the decision of t in Redis: with others at the same time, or alone
@@ -310,7 +323,7 @@ func (s *RedisStore) probe(ctx context.Context, key []byte) error {
 	ctx, cancel := context.WithCancel(ctx) // so that it is asked alone
 	defer cancel()
 	if err := s.ask(ctx, t); err != nil {
-		return s.trouble(err)
+		return explain(err) // it is no decision, and does not count as one
 	}
 	if !d.Allowed {
 		return fmt.Errorf("decide in redis: the bucket %s is empty", key)

@@ -116,6 +116,11 @@ func (c *RedisConfig) mode() string {
 	return c.Mode
 }
 
+// SetDefaults gives every key that was left out what it means.
+func (c *RedisConfig) SetDefaults() {
+	c.Mode, c.Timeout, c.KeyPrefix, c.Leases = c.mode(), c.timeout(), c.keyPrefix(), c.Leases.orDefault()
+}
+
 // timeout is what one decision may take.
 func (c *RedisConfig) timeout() time.Duration {
 	if c.Timeout == 0 {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 
 	"github.com/VictoriaMetrics/metrics"
 	"github.com/redis/go-redis/v9"
@@ -77,8 +78,9 @@ type redisMetrics struct {
 	set      *metrics.Set
 	latency  *metrics.PrometheusHistogram // seconds of one decision, failed ones included
 	errors   [errorKinds]*metrics.Counter
-	noScript *metrics.Counter // how often Redis had forgotten the script
-	opened   *metrics.Counter // how often a breaker opened
+	told     [errorKinds]atomic.Int64 // when one was logged last, in nanoseconds of Unix time
+	noScript *metrics.Counter         // how often Redis had forgotten the script
+	opened   *metrics.Counter         // how often a breaker opened
 	// Decisions by who made them: Redis, a remembered denial, or a lease.
 	byCall, byDenial, byLease *metrics.Counter
 	refundsLost               *metrics.Counter // of decisions in two slots
@@ -113,5 +115,3 @@ func newRedisMetrics(s *RedisStore) *redisMetrics {
 	pool(`r8limiter_store_connections{state="used"}`, func(s *redis.PoolStats) uint32 { return s.TotalConns - s.IdleConns })
 	return m
 }
-
-func (m *redisMetrics) countError(err error) { m.errors[kindOf(err)].Inc() }

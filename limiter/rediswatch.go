@@ -72,8 +72,9 @@ func (c *conditionLog) tellEnds(before map[conditionWarning]bool) {
 // elsewhere, and one that refuses INFO goes on doing so.
 func (c *conditionLog) tellError(err error) {
 	kind := kindOf(err)
-	if !c.failed[kind] {
-		c.failed[kind] = true
-		c.log.Warn().Err(err).Msg("can't look at Redis: whether it is set up to keep buckets is not known; a user of an ACL needs +info")
+	if c.failed[kind] || kind == kindConnection || kind == kindTimeout {
+		return
 	}
+	c.failed[kind] = true
+	c.log.Warn().Err(err).Msg("can't look at Redis: whether it is set up to keep buckets is not known; a user of an ACL needs +info")
 }

@@ -45,6 +45,7 @@ func (s StandIn) String() string {
 // It returns err where that says that nothing is allowed.
 func (l *Limiter) standIn(w *work, res *resource, req *Request, d *Decision, err error) error {
 	l.troubled.Store(time.Now().UnixNano())
+	d.StoreError = err
 	switch res.rules.policy {
 	case StandInAllow:
 		d.Limits, d.binding = d.Limits[:0], 0

@@ -87,7 +87,7 @@ func (x *exchange) describeDecision(e *zerolog.Event) {
 		e.Str("decision", "deny")
 	}
 	if d.StandIn != limiter.NoStandIn {
-		e.Stringer("degraded", d.StandIn)
+		e.Stringer("degraded", d.StandIn).AnErr("store_error", d.StoreError)
 	}
 	if s := d.Binding(); s != nil {
 		x.body = d.AppendLimitName(x.body[:0], s)

@@ -61,6 +61,9 @@ func (x *exchange) deny() {
 		dst = limiter.AppendSeconds(dst, d.RetryAfter())
 	}
 	dst = limiter.AppendTokens(append(dst, `,"tokens_left":`...), d.TokensLeft())
+	if d.StandIn != limiter.NoStandIn {
+		dst = append(append(append(dst, `,"degraded":"`...), d.StandIn.String()...), '"')
+	}
 	x.body = append(dst, '}')
 	x.abandonBody()
 	x.answer(problemType, "")
