@@ -10,11 +10,14 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // BenchmarkStoreWays compares the ways to a decision, with 64 requests in flight,
-// in interleaved rounds of half a second: one call for each request, calls that
-// requests share, a lease, and a denial that is known. It logs the medians.
+// in interleaved rounds of half a second: one call for each request, go-redis'
+// AutoPipeline of such calls, calls that requests share, a lease, and a denial that
+// is known. It logs the medians.
 //
 //	go test -run xxx -bench StoreWays -benchtime 9x ./limiter
 func BenchmarkStoreWays(b *testing.B) {
@@ -22,9 +25,21 @@ func BenchmarkStoreWays(b *testing.B) {
 	ways := []storeWay{
 		{name: "memory", store: NewMemoryStore()},
 		{name: "one call each", store: server.store(b), alone: true},
+		{name: "autopipeline", store: server.store(b), pipelined: true},
 		{name: "coalesced", store: server.store(b)},
 		{name: "leased", store: server.store(b), hot: true, leased: true},
 		{name: "denied", store: server.store(b), hot: true, capacity: 1},
+	}
+	for i := range ways {
+		if ways[i].pipelined {
+			client := ways[i].store.(*RedisStore).client.(*redis.Client)
+			pipeline, err := client.AutoPipelineWithOptions(&redis.AutoPipelineOptions{MaxQueuedCommands: maxWaiting})
+			if err != nil {
+				b.Fatal(err)
+			}
+			ways[i].pipeline = pipeline
+			defer pipeline.Close()
+		}
 	}
 	for b.Loop() {
 		for i := range ways {
@@ -42,13 +57,16 @@ func BenchmarkStoreWays(b *testing.B) {
 // storeWay is a way to a decision and what its rounds took: decisions a second,
 // and microseconds of processor and calls of the script for each.
 type storeWay struct {
-	name     string
-	store    Store
-	alone    bool // one call for each decision, with nothing shared
-	hot      bool // one key
-	leased   bool
-	capacity int64
-	key      int
+	name  string
+	store Store
+	alone bool // one call for each decision, with nothing shared
+	// pipelined is one call for each decision, sent by AutoPipeline.
+	pipelined bool
+	pipeline  *redis.AutoPipeliner
+	hot       bool // one key
+	leased    bool
+	capacity  int64
+	key       int
 
 	rate, own, redis, calls []float64
 }
@@ -110,6 +128,9 @@ func (w *storeWay) run(limit *Limit, span time.Duration) int64 {
 
 func (w *storeWay) decide(sp *Spend, d *Decision) error {
 	s, ok := w.store.(*RedisStore)
+	if w.pipelined {
+		return w.decidePipelined(s, sp, d)
+	}
 	if !ok || !w.alone {
 		return w.store.Decide(context.Background(), sp, d)
 	}
@@ -119,6 +140,25 @@ func (w *storeWay) decide(sp *Spend, d *Decision) error {
 	f.tickets = append(f.tickets, t)
 	defer f.release()
 	return s.send(s.lanes.single.deadlines.until(t.deadline), f)
+}
+
+// decidePipelined sends one call by AutoPipeline, with a bounded queue and never twice.
+func (w *storeWay) decidePipelined(s *RedisStore, sp *Spend, d *Decision) error {
+	c := call{}
+	t := takeTicket(sp, d, time.Now().Add(s.timeout))
+	defer t.release()
+	c.add(t)
+	c.build(s.byName)
+	err := w.pipeline.Process(context.Background(), &c)
+	if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
+		c.build(s.byText)
+		err = w.pipeline.Process(context.Background(), &c)
+	}
+	if err != nil {
+		return err
+	}
+	c.read()
+	return t.err
 }
 
 func median(all []float64) float64 {
