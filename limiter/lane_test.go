@@ -22,7 +22,7 @@ type testedLane struct {
 }
 
 func newTestedLane(timeout time.Duration, takes func(flight int) time.Duration) *testedLane {
-	l := &testedLane{lane: &lane{deadlines: newDeadlines(timeout)}}
+	l := &testedLane{lane: &lane{deadlines: newDeadlines(timeout), spread: timeout / 4}}
 	l.failed = func(_ *lane, _ []byte, cause error) { l.cause = cause }
 	l.send = func(ctx context.Context, f *flight) error {
 		l.mu.Lock()

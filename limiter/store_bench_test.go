@@ -66,7 +66,6 @@ type storeWay struct {
 	hot       bool // one key
 	leased    bool
 	capacity  int64
-	key       int
 
 	rate, own, redis, calls []float64
 }
