@@ -16,10 +16,6 @@ import (
 // which Node.js closes its side, the shortest default among common servers.
 const maxIdle = 4 * time.Second
 
-// earlyAnswerWait is how long we wait, after sending a request broke off, for
-// an answer that the upstream may have sent before.
-const earlyAnswerWait = 100 * time.Millisecond
-
 // field is one line of a head: the name as it was written, the value without
 // the white space around it.
 type field struct{ name, value []byte }
@@ -108,24 +104,10 @@ func (u *upstream) do(out *outgoing, in *incoming) error {
 	if err != nil {
 		return err
 	}
-	sendErr := c.send(out)
-	if sendErr != nil && faultOf(sendErr) == faultClient {
+	if err := converse(c, out, in); err != nil {
 		u.discard(c)
-		return sendErr
-	}
-	wait := u.responseTimeout
-	if sendErr != nil && !errors.Is(sendErr, errRefused) {
-		wait = min(wait, earlyAnswerWait)
-	}
-	if err := in.receive(c, out.isHead, wait); err != nil {
-		u.discard(c)
-		if sendErr != nil {
-			return sendErr
-		}
 		return err
 	}
-	in.early = sendErr != nil
-	in.reuse = in.reuse && !in.early
 	return nil
 }
 
