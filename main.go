@@ -39,9 +39,6 @@ type program struct {
 	stdout, stderr io.Writer
 	env            func(string) (string, bool)
 	signals        <-chan os.Signal
-	// drainDelay is how long, after SIGTERM, requests are still taken while
-	// /readyz tells load balancers to look elsewhere.
-	drainDelay time.Duration
 	// listening is called once with the addresses of the listeners; the
 	// proxy's is nil where it is off.
 	listening func(proxy, control net.Addr)
@@ -52,7 +49,7 @@ func main() {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	p := &program{
 		args: os.Args[1:], stdout: os.Stdout, stderr: os.Stderr, env: os.LookupEnv,
-		signals: signals, drainDelay: 5 * time.Second, listening: func(net.Addr, net.Addr) {},
+		signals: signals, listening: func(net.Addr, net.Addr) {},
 	}
 	os.Exit(p.run())
 }

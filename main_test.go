@@ -198,7 +198,7 @@ func start(t *testing.T, config string) *started {
 	var log bytes.Buffer
 	p := &program{
 		args: []string{"-config", file}, stdout: io.Discard, stderr: &log, env: noEnv,
-		signals: s.signals, drainDelay: 50 * time.Millisecond,
+		signals:   s.signals,
 		listening: func(proxy, control net.Addr) { addrs <- [2]string{proxy.String(), control.String()} },
 	}
 	go func() { s.exit <- p.run() }()
@@ -240,6 +240,7 @@ func TestProgramLimitsAndDrains(t *testing.T) {
 	s := start(t, `
 proxy:
   listen: "127.0.0.1:0"
+  drain_delay: 50ms
   upstreams: {api: {targets: ["`+upstream+`"]}}
   routes: [{name: all, upstream: api}]
 limiter: {default: {capacity: 3, refill_rate: 1/h}}

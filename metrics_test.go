@@ -38,6 +38,7 @@ func TestEveryFamilyOfARunningServerHasHelp(t *testing.T) {
 		s := start(t, `
 proxy:
   listen: "127.0.0.1:0"
+  drain_delay: 50ms
   upstreams: {api: {targets: ["`+upstream+`"]}, gone: {targets: ["http://127.0.0.1:1"]}, mirror: {targets: ["echo:"]}}
   routes:
     - {name: gone, match: {path: /gone}, action: bypass, upstream: gone}

@@ -20,6 +20,7 @@ func startGateway(t *testing.T, upstream, socket string) *started {
 	s := start(t, `
 proxy:
   listen: "127.0.0.1:0"
+  drain_delay: 50ms
   upstreams: {api: {targets: ["`+upstream+`"]}}
   routes: [{name: all, user_id: ["{header.X-User-Id}"], upstream: api}]
 limiter:

@@ -17,16 +17,16 @@ import (
 	"github.com/r8limiter/r8limiter/proxy"
 )
 
-// drainLimit bounds the wait for requests in flight at the end.
-const drainLimit = 25 * time.Second
-
 // gateway is what runs: the two listeners and what they share.
 type gateway struct {
 	program *program
 	log     zerolog.Logger
 	limiter *limiter.Limiter
 	proxy   *proxy.Proxy // nil where the proxy listener is off
-	admin   *admin.Server
+	// drainDelay and drainTimeout are those of the configuration.
+	drainDelay, drainTimeout time.Duration
+
+	admin *admin.Server
 
 	proxyListener, adminListener net.Listener
 	ended                        chan error // one for each listener
@@ -40,7 +40,10 @@ func (p *program) serve(file string) int {
 	}
 	out := newLogWriter(p.stderr)
 	defer out.Close()
-	g := &gateway{program: p, log: newLogger(c.Log, out), ended: make(chan error, 2)}
+	g := &gateway{
+		program: p, log: newLogger(c.Log, out), ended: make(chan error, 2),
+		drainDelay: c.Proxy.DrainDelay, drainTimeout: c.Proxy.DrainTimeout,
+	}
 	if err := g.build(&c, out); err != nil {
 		g.log.Error().Err(err).Msg("start")
 		return exitFailure
@@ -168,12 +171,11 @@ func (g *gateway) wait() int {
 		return exitFailure
 	case s := <-g.program.signals:
 		g.log.Info().Stringer("signal", s).Msg("draining")
-		delay := g.program.drainDelay
 		if s != syscall.SIGTERM {
-			delay = 0
+			g.drainDelay = 0
 		}
 		done := make(chan error, 1)
-		go func() { done <- g.drain(delay) }()
+		go func() { done <- g.drain() }()
 		return g.awaitDrain(done)
 	}
 }
@@ -192,16 +194,17 @@ func (g *gateway) awaitDrain(done <-chan error) int {
 	}
 }
 
-// drain turns /readyz to 503, lets load balancers notice, and then waits for
-// the requests in flight.
-func (g *gateway) drain(delay time.Duration) error {
+// drain turns /readyz to 503, lets load balancers notice while requests are
+// still taken, and then waits for those in flight. The control listener goes
+// after the proxy, and the store last of all.
+func (g *gateway) drain() error {
+	ctx, cancel := context.WithTimeout(context.Background(), g.drainTimeout)
+	defer cancel()
 	g.admin.Drain()
 	if g.proxy != nil {
 		g.proxy.Drain()
 	}
-	time.Sleep(delay)
-	ctx, cancel := context.WithTimeout(context.Background(), drainLimit)
-	defer cancel()
+	time.Sleep(g.drainDelay)
 	var err error
 	if g.proxy != nil {
 		err = g.proxy.Shutdown(ctx)

@@ -22,6 +22,7 @@ var families = map[string]family{
 	"request_latency_seconds": {"histogram", "Time from the end of a request's head to the end of its answer, the upstream's part included, by endpoint."},
 
 	"r8limiter_build_info":                       {"gauge", "Always 1; the labels hold the version of this program and of Go."},
+	"r8limiter_connections_refused_total":        {"counter", "Clients' connections refused, by the limit that was reached; handshake: TLS or PROXY protocol failed."},
 	"r8limiter_connections":                      {"gauge", "Open connections of clients by listener."},
 	"r8limiter_lease_tokens":                     {"gauge", "Tokens that this gateway has debited in advance and not spent."},
 	"r8limiter_lease_tokens_total":               {"counter", "Tokens of leases by event: granted, returned unspent, or lost unspent."},

@@ -19,6 +19,14 @@ type Config struct {
 	TrustedProxies []Prefix `yaml:"trusted_proxies"`
 	// IPv6Prefix is how many bits of an IPv6 address are one client, 1 to 128.
 	IPv6Prefix int `yaml:"ipv6_prefix"`
+	// DrainDelay is how long, after SIGTERM, requests are still taken while
+	// /readyz tells load balancers to look elsewhere.
+	DrainDelay time.Duration `yaml:"drain_delay"`
+	// DrainTimeout bounds the whole drain, DrainDelay included. What still runs
+	// then is cut off.
+	DrainTimeout time.Duration `yaml:"drain_timeout"`
+	// Limits bound what a client may take up.
+	Limits LimitsConfig `yaml:"limits"`
 	// Upstreams are the servers behind, by the name that routes use.
 	Upstreams map[string]UpstreamConfig `yaml:"upstreams"`
 	// Routes are tried in file order; the first match wins.
@@ -75,7 +83,9 @@ type MatchConfig struct {
 }
 
 // DefaultConfig is the configuration that a file is decoded over: no listener.
-func DefaultConfig() Config { return Config{IPv6Prefix: 64} }
+func DefaultConfig() Config {
+	return Config{IPv6Prefix: 64, DrainDelay: 5 * time.Second, DrainTimeout: 30 * time.Second, Limits: defaultLimits()}
+}
 
 // withDefaults fills in what the file left out.
 func (c UpstreamConfig) withDefaults() UpstreamConfig {

@@ -1,103 +1,289 @@
 package proxy
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"net"
 	"net/netip"
+	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
-
-	"github.com/rs/zerolog"
 )
 
-// Time-outs of the client's side.
+// How a client's connection ends: see clientConn.Close and awaitRequest.
 const (
-	headTimeout    = 10 * time.Second // for a request head, and for a small body
-	keepAlive      = 60 * time.Second // between two requests
-	clientIdle     = 60 * time.Second // between two reads of a large body
-	writeTimeout   = 30 * time.Second // for one write to a client
-	lingerTimeout  = time.Second      // see clientConn.Close
+	lingerTimeout  = time.Second
 	lingerMaxBytes = 1 << 20
+	lastWait       = time.Second
 )
 
-// listener hands out clientConns and outlives what ends fasthttp's accept
-// loop: running out of file descriptors.
-type listener struct {
-	net.Listener
-	log zerolog.Logger
+// The read buffer of a client's connection begins small, since most of them are
+// idle most of the time, and grows to limits.header_bytes where a head needs it.
+const minClientBuffer = 4 << 10
+
+// client is where a request came from and where its answer goes: a connection
+// of HTTP/1.1, or a stream of HTTP/2.
+type client interface {
+	// parse fills in what the client asked.
+	parse(r *request) error
+	// body reads the request's body without its framing.
+	body() io.Reader
+	// proceed tells a client that asked first (Expect: 100-continue) to send its body.
+	proceed(now time.Time) error
+	// send sends a piece of an answer. The first head bytes of p are its head,
+	// interim or final, as HTTP/1.1 writes it; what follows is body.
+	send(p []byte, head int, now time.Time) error
+	// finish is told how the exchange ended.
+	finish(x *exchange)
 }
 
-// Accept waits for the next client. It backs off, from 5 ms up to 1 s, while
-// the process or the system is out of descriptors.
-func (l *listener) Accept() (net.Conn, error) {
-	for pause := 5 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		c, err := l.Listener.Accept()
-		if err == nil {
-			return newClientConn(c), nil
+// clientConn is a connection of HTTP/1.x. One goroutine serves it; a body may
+// be read by another while an answer is written.
+type clientConn struct {
+	net.Conn
+	server *server
+	peer   netip.Addr
+	secure bool // TLS
+	socket net.Conn
+
+	// buf[read:end] was received and not yet used. head is the request head
+	// before it: while a request is served, what lies in buf before read stays.
+	buf       []byte
+	read, end int
+	head      []byte
+	reader    requestBody
+
+	readBy, writeBy time.Time // the deadlines that are set
+	idle            atomic.Bool
+	interrupted     atomic.Bool // see interrupt
+	served          bool        // a request before the one at hand
+	closing, linger bool        // after the last exchange; see Close
+
+	peeked  [1]byte
+	peekN   int
+	peekErr error
+}
+
+var (
+	errInterrupted = errors.New("the wait for the client was interrupted")
+	errHeadTooSlow = &refusal{408, "the request head did not arrive in time"}
+	errBareLF      = &badRequest{"a header line does not end in CRLF"}
+)
+
+// serve answers requests until the connection ends.
+func (c *clientConn) serve() {
+	for !c.closing {
+		err := c.readHead()
+		if err == io.EOF {
+			return
 		}
-		if !isTransient(err) {
-			return nil, err
+		c.server.proxy.serve(c, c.peer, err)
+		c.served = true
+		if !c.closing && c.reader.discard() != nil {
+			c.closing, c.linger = true, true
 		}
-		l.log.Warn().Err(err).Dur("pause_ms", pause).Msg("accept: raise the limit of open files (ulimit -n) if this goes on")
-		time.Sleep(pause)
 	}
 }
 
-func isTransient(err error) bool {
-	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED} {
-		if errors.Is(err, e) {
+// readHead waits for the head of the next request. io.EOF means that there is
+// no more to answer. Other errors are the client's fault.
+func (c *clientConn) readHead() error {
+	limits := &c.server.limits
+	c.reader.reset()
+	c.head = nil
+	if c.read == c.end {
+		c.read, c.end = 0, 0
+		if err := c.awaitRequest(); err != nil {
+			return io.EOF
+		}
+	}
+	due, seen := time.Time{}, 0 // seen bytes hold no end of a head
+	for {
+		text := c.buf[c.read:c.end]
+		from := max(0, seen-len(headEnd)+1)
+		if at := bytes.Index(text[from:], headEnd); at >= 0 && from+at+len(headEnd) <= limits.HeaderBytes {
+			c.head = text[:from+at+len(headEnd)]
+			c.read += len(c.head)
+			return nil
+		}
+		switch {
+		case len(text) >= limits.HeaderBytes:
+			return tooLargeHead(limits)
+		case hasBareLF(text, seen):
+			return errBareLF
+		case due.IsZero():
+			due = time.Now().Add(limits.HeaderTimeout)
+		}
+		seen = len(text)
+		if err := c.fill(due); err != nil {
+			return headError(err)
+		}
+	}
+}
+
+var headEnd = []byte("\r\n\r\n")
+
+// hasBareLF says whether a line of text ends in LF alone, behind from.
+func hasBareLF(text []byte, from int) bool {
+	for i := max(from, 0); ; i++ {
+		next := bytes.IndexByte(text[i:], '\n')
+		if next < 0 {
+			return false
+		}
+		if i += next; i == 0 || text[i-1] != '\r' {
 			return true
 		}
 	}
-	return false
 }
 
-// clientConn is a client's connection. fasthttp reads requests from it; what
-// fasthttp writes is thrown away, because every answer is written by send:
-// fasthttp's response has no room for an upstream's Date, for fields as they
-// came in the order they came, or for a stream that is flushed as it comes.
-type clientConn struct {
-	net.Conn
-	peer      netip.Addr
-	writeBy   time.Time // the write deadline that is set
-	linger    bool      // see Close
-	budget    int64     // see Read; 0 for no bound
-	continued *exchange // decided when the client asked with Expect, its body not read yet
-}
-
-func newClientConn(c net.Conn) *clientConn {
-	cc := &clientConn{Conn: c}
-	if addr, ok := c.RemoteAddr().(*net.TCPAddr); ok {
-		cc.peer = addr.AddrPort().Addr().Unmap().WithZone("")
+// headError says what it means that no more of a head came.
+func headError(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return errHeadTooSlow
 	}
-	return cc
+	return io.EOF // the client left amid its head: nobody reads an answer
 }
 
-var errBudget = errors.New("the framing of the request body is larger than what it holds")
-
-// Read bounds, where budget is set, what a chunked body costs on the wire:
-// chunk extensions hold nothing for us and have no end.
-func (c *clientConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	if c.budget == 0 {
-		return n, err
+// awaitRequest waits for the first bytes of a request. While the proxy stops,
+// who is about to send one has lastWait to do so.
+func (c *clientConn) awaitRequest() error {
+	limits := &c.server.limits
+	wait := limits.KeepAliveTimeout
+	if !c.served { // a new connection has nothing to wait for
+		wait = min(wait, limits.HeaderTimeout)
 	}
-	if c.budget -= int64(n); c.budget <= 0 {
-		c.budget = 1
-		return 0, errBudget
+	if c.server.stopping.Load() {
+		wait = min(wait, lastWait)
 	}
-	return n, err
+	c.idle.Store(true)
+	err := c.fill(time.Now().Add(wait))
+	c.idle.Store(false)
+	if err == errInterrupted && (!c.served || c.hasBytes()) {
+		c.interrupted.Store(false)
+		err = c.fill(time.Now().Add(lastWait))
+	}
+	return err
 }
 
-// Write drops what fasthttp writes; see clientConn.
-func (c *clientConn) Write(p []byte) (int, error) { return len(p), nil }
+// fill receives more of a head behind buf[:end].
+func (c *clientConn) fill(due time.Time) error {
+	if c.end == len(c.buf) {
+		c.makeRoom(1)
+	}
+	n, err := c.receive(c.buf[c.end:], due)
+	c.end += n
+	if n > 0 {
+		return nil
+	}
+	return err
+}
+
+// makeRoom makes room for n more bytes behind those that are not used yet. It
+// leaves the old buffer as it is: the head that is served may lie in it.
+func (c *clientConn) makeRoom(n int) {
+	size := minClientBuffer
+	for size < c.end-c.read+n {
+		size *= 2
+	}
+	bigger := make([]byte, size)
+	c.end = copy(bigger, c.buf[c.read:c.end])
+	c.buf, c.read = bigger, 0
+}
+
+// unread puts back what was received behind a body.
+func (c *clientConn) unread(p []byte) {
+	if len(c.buf)-c.end < len(p) {
+		c.makeRoom(len(p))
+	}
+	c.end += copy(c.buf[c.end:], p)
+}
+
+// receive reads once, until due at the latest. As with the upstream's
+// connections the deadline that is set may be an earlier one: it's moved when it passes.
+func (c *clientConn) receive(p []byte, due time.Time) (int, error) {
+	if c.readBy.IsZero() || c.readBy.After(due) {
+		if err := c.setReadBy(due); err != nil {
+			return 0, err
+		}
+	}
+	for {
+		n, err := c.Conn.Read(p)
+		if n > 0 || err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return n, err
+		}
+		if c.interrupted.Load() {
+			return 0, errInterrupted
+		}
+		if !time.Now().Before(due) {
+			return 0, err
+		}
+		if err := c.setReadBy(due); err != nil {
+			return 0, err
+		}
+	}
+}
+
+func (c *clientConn) setReadBy(due time.Time) error {
+	c.readBy = due
+	err := c.Conn.SetReadDeadline(due)
+	if c.interrupted.Load() {
+		err = c.Conn.SetReadDeadline(longAgo)
+	}
+	return err
+}
+
+var longAgo = time.Unix(1, 0)
+
+// interrupt ends a read that waits, from another goroutine.
+func (c *clientConn) interrupt() {
+	c.interrupted.Store(true)
+	_ = c.Conn.SetReadDeadline(longAgo)
+}
+
+// hasBytes says whether bytes have come that nobody has read, and hasLeft
+// whether the client has closed its side.
+func (c *clientConn) hasBytes() bool { return c.peek() && c.peekErr == nil && c.peekN > 0 }
+func (c *clientConn) hasLeft() bool {
+	return c.peek() && (c.peekErr == nil && c.peekN == 0 || c.peekErr != nil && c.peekErr != syscall.EAGAIN)
+}
+
+// peek looks at the socket without reading. It is for rare moments only.
+func (c *clientConn) peek() bool {
+	sc, ok := c.socket.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := sc.SyscallConn()
+	return err == nil && raw.Control(func(fd uintptr) {
+		c.peekN, _, c.peekErr = syscall.Recvfrom(int(fd), c.peeked[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	}) == nil
+}
+
+func (c *clientConn) parse(r *request) error {
+	r.secure = c.secure
+	if err := r.parseHead(c.head, &c.server.limits); err != nil {
+		return err
+	}
+	c.reader.begin(r.length)
+	return nil
+}
+
+func (c *clientConn) body() io.Reader { return &c.reader }
+
+var continueLine = []byte("HTTP/1.1 100 Continue\r\n\r\n")
+
+func (c *clientConn) proceed(now time.Time) error {
+	return c.send(continueLine, len(continueLine), now)
+}
 
 // send writes to the client. The deadline is moved only when a good part of
 // it is used up, which saves most requests from setting one.
-func (c *clientConn) send(p []byte, now time.Time) error {
-	if c.writeBy.Sub(now) < writeTimeout {
-		c.writeBy = now.Add(2 * writeTimeout)
+func (c *clientConn) send(p []byte, _ int, now time.Time) error {
+	wait := c.server.limits.WriteTimeout
+	if c.writeBy.Sub(now) < wait {
+		c.writeBy = now.Add(2 * wait)
 		if err := c.Conn.SetWriteDeadline(c.writeBy); err != nil {
 			return err
 		}
@@ -106,14 +292,16 @@ func (c *clientConn) send(p []byte, now time.Time) error {
 	return err
 }
 
+func (c *clientConn) finish(x *exchange) { c.closing, c.linger = x.closing, x.linger }
+
 // Close ends the connection. If the client may still be sending a body that
 // nobody read, it first ends our side and reads on for a moment: a close with
 // bytes unread resets the connection, and the client would lose our answer.
 func (c *clientConn) Close() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); c.linger && ok && half.CloseWrite() == nil {
 		c.linger = false
-		if c.Conn.SetReadDeadline(time.Now().Add(lingerTimeout)) == nil {
-			_, _ = io.CopyN(io.Discard, c.Conn, lingerMaxBytes)
+		if c.socket.SetReadDeadline(time.Now().Add(lingerTimeout)) == nil {
+			_, _ = io.CopyN(io.Discard, c.socket, lingerMaxBytes)
 		}
 	}
 	return c.Conn.Close()

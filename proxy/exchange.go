@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
-	"io"
 	"math/rand/v2"
 	"time"
 
@@ -17,14 +16,13 @@ import (
 // reused. Nothing in it outlives the handler.
 type exchange struct {
 	proxy    *Proxy
-	ctx      *fasthttp.RequestCtx
-	conn     *clientConn
+	client   client
 	request  request
 	ask      limiter.Request
 	decision limiter.Decision
 	decided  bool // decision holds one
-	done     bool // serve has said yes already; see handleExpect
 	closing  bool // the connection ends with this exchange
+	linger   bool // but what the client may still be sending is to be read on for a moment
 
 	ids  []byte // memory of ask
 	out  []byte // what is sent next, to the upstream or to the client
@@ -42,10 +40,10 @@ type exchange struct {
 }
 
 func (x *exchange) reset() {
-	x.ctx, x.conn, x.cause = nil, nil, nil
+	x.client, x.cause = nil, nil
 	x.request.forget()
 	x.ask = limiter.Request{}
-	x.decided, x.done, x.closing = false, false, false
+	x.decided, x.closing, x.linger = false, false, false
 	x.upstream, x.status, x.sent = 0, 0, 0
 	x.id = x.id[:0]
 }
@@ -85,39 +83,17 @@ var (
 	errUserBlocked = errors.New("an override blocks the user")
 )
 
-// receive checks the request and cuts it into pieces.
+// receive reads and checks the request.
 func (x *exchange) receive() error {
-	r, h := &x.request, &x.ctx.Request.Header
-	r.method, r.peer, r.prefix6 = h.Method(), x.conn.peer, x.proxy.prefix6
-	switch string(h.Protocol()) {
-	case "HTTP/1.1":
-		r.version = 1
-	case "HTTP/1.0":
-		r.version = 0
-	default:
-		return &badRequest{"only HTTP/1.1 and HTTP/1.0 are spoken here"}
+	r := &x.request
+	r.prefix6 = x.proxy.prefix6
+	if err := x.client.parse(r); err != nil {
+		return err
 	}
-	switch {
-	case !isToken(r.method):
-		return &badRequest{"the method is no token"}
-	case string(r.method) == "CONNECT":
-		return errConnect
-	}
-	for _, step := range [...]func() error{x.parseFields, r.parseFraming, x.parseTarget, r.parseHost} {
-		if err := step(); err != nil {
-			return err
-		}
-	}
+	x.closing = x.closing || r.close
 	r.client, r.trusted = clientAddress(r, x.proxy.trusted)
 	x.name()
 	return x.checkBody()
-}
-
-func (x *exchange) parseFields() error {
-	return x.request.parseFields(x.ctx.Request.Header.RawHeaders())
-}
-func (x *exchange) parseTarget() error {
-	return x.request.parseTarget(x.ctx.Request.Header.RequestURI())
 }
 
 // name takes the client's X-Request-Id, or makes one.
@@ -135,40 +111,42 @@ func (x *exchange) name() {
 }
 
 var (
-	errBodyTooLarge = errors.New("the request body is larger than 10 MiB")
-	errExpectation  = errors.New("the only expectation served is 100-continue")
-	errConnect      = errors.New("CONNECT is not served")
+	errExpectation = &refusal{fasthttp.StatusExpectationFailed, "the only expectation served is 100-continue"}
+	errConnect     = &refusal{fasthttp.StatusMethodNotAllowed, "CONNECT is not served"}
 )
 
 func (x *exchange) checkBody() error {
-	if x.request.length > maxBodyBytes {
-		return errBodyTooLarge
+	if limits := &x.proxy.server.limits; x.request.length > limits.BodyBytes {
+		return tooLargeBody(limits)
 	}
 	for i := range x.request.fields {
-		if f := &x.request.fields[i]; equalFold(f.name, "Expect") && !equalFold(f.value, "100-continue") {
+		f := &x.request.fields[i]
+		if !equalFold(f.name, "Expect") {
+			continue
+		}
+		if !equalFold(f.value, "100-continue") {
 			return errExpectation
 		}
+		x.request.expects = x.request.version == 11 && x.request.length != 0
 	}
 	return nil
 }
 
-// refuse answers a request that serve found a fault with.
+// refuse answers a request that a fault was found with, and ends the connection:
+// what follows on it can't be told from the rest of this request.
 func (x *exchange) refuse(err error) bool {
 	status := fasthttp.StatusBadRequest
-	switch {
-	case errors.Is(err, errBodyTooLarge):
-		status = fasthttp.StatusRequestEntityTooLarge
-	case errors.Is(err, errExpectation):
-		status = fasthttp.StatusExpectationFailed
-	case errors.Is(err, errConnect):
-		status = fasthttp.StatusMethodNotAllowed
-	case err == error(errTooManyFields):
-		status = fasthttp.StatusRequestHeaderFieldsTooLarge
+	if r, ok := errors.AsType[*refusal](err); ok {
+		status = r.status
 	}
-	x.closing, x.conn.linger = true, true
+	x.abandon()
 	x.problem(status, err.Error(), err)
 	return false
 }
+
+// abandon ends the connection after the answer, and leaves the client time to
+// read it although it may be sending.
+func (x *exchange) abandon() { x.closing, x.linger = true, true }
 
 // isPreflight says whether this is a CORS preflight, which a browser sends by
 // itself and which is never charged.
@@ -207,27 +185,4 @@ func (x *exchange) admit() bool {
 		return false
 	}
 	return true
-}
-
-// errClientBody marks a fault of the client while it sent its body.
-var errClientBody = errors.New("read request body")
-
-// clientBody reads a large or chunked request body with a time-out between
-// two reads and a bound on its size.
-type clientBody struct {
-	x    *exchange
-	from io.Reader
-	left int64
-}
-
-// Read moves the deadline on, so that a steady upload may take its time.
-func (b *clientBody) Read(p []byte) (int, error) {
-	if err := b.x.ctx.SetReadDeadline(time.Now().Add(clientIdle)); err != nil {
-		return 0, err
-	}
-	n, err := b.from.Read(p)
-	if b.left -= int64(n); b.left < 0 {
-		return 0, errBodyTooLarge
-	}
-	return n, err
 }

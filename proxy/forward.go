@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"strconv"
 	"time"
 
@@ -14,7 +13,6 @@ import (
 
 // Sizes of bodies.
 const (
-	maxBodyBytes   = 10 << 20 // of a request; what is larger is answered with 413
 	smallBodyBytes = 64 << 10 // up to here a request body is read before an upstream connection is taken
 	bodyPieceBytes = 32 << 10 // of a response body that is read at a time
 	chunkRoom      = 10       // for the size line before a piece: 8 hex digits and CRLF
@@ -35,7 +33,7 @@ func (x *exchange) forward() {
 	began := time.Now()
 	err := u.do(&x.send, &x.resp)
 	if x.resp.early {
-		x.closing, x.conn.linger = true, true
+		x.abandon()
 	}
 	if err != nil {
 		x.upstream = time.Since(began)
@@ -58,17 +56,20 @@ func (x *exchange) load(u *upstream) error {
 		x.send.head = x.out
 		return nil
 	}
-	stream := x.ctx.RequestBodyStream()
+	if r.expects {
+		if err := x.client.proceed(x.start); err != nil {
+			return err
+		}
+	}
 	if r.length < 0 || r.length > smallBodyBytes {
-		x.conn.budget = 2*maxBodyBytes + wireOverhead
 		x.send.head, x.send.bodyLen = x.out, r.length
-		x.send.body = &clientBody{x: x, from: stream, left: maxBodyBytes}
+		x.send.body = x.client.body()
 		return nil
 	}
 	head := len(x.out)
 	x.out = append(x.out, make([]byte, r.length)...)
-	if _, err := io.ReadFull(stream, x.out[head:]); err != nil {
-		return fmt.Errorf("%w: %w", errClientBody, err)
+	if _, err := io.ReadFull(x.client.body(), x.out[head:]); err != nil {
+		return err
 	}
 	x.send.head = x.out
 	return nil
@@ -76,23 +77,19 @@ func (x *exchange) load(u *upstream) error {
 
 // refuseBody answers a client whose body could not be read.
 func (x *exchange) refuseBody(err error) {
-	x.closing, x.conn.linger = true, true
-	var timeout net.Error
-	switch {
-	case errors.Is(err, errBodyTooLarge):
-		x.problem(fasthttp.StatusRequestEntityTooLarge, errBodyTooLarge.Error(), err)
-	case errors.As(err, &timeout) && timeout.Timeout():
-		x.problem(fasthttp.StatusRequestTimeout, "the request body did not arrive in time", err)
-	default:
-		x.problem(fasthttp.StatusBadRequest, "the request body can't be read", err)
+	if r, ok := errors.AsType[*refusal](err); ok {
+		x.refuse(r)
+		return
 	}
+	x.abandon()
+	x.problem(fasthttp.StatusBadRequest, "the request body can't be read", err)
 }
 
 // upstreamProblem answers for an upstream that gave no answer to pass on.
 func (x *exchange) upstreamProblem(err error) {
 	name := x.request.route.upstream.name
 	if x.send.body != nil {
-		x.closing, x.conn.linger = true, true
+		x.abandon()
 	}
 	switch faultOf(err) {
 	case faultClient:
@@ -115,22 +112,23 @@ func (x *exchange) upstreamProblem(err error) {
 func (x *exchange) relay() {
 	resp := &x.resp
 	x.status = resp.status
-	chunked := resp.length < 0 && x.request.version == 1
-	if resp.length < 0 && !chunked {
+	chunked := resp.length < 0 && x.request.version == 11
+	if resp.length < 0 && x.request.version == 10 {
 		x.closing = true
 	}
 	x.out = x.appendAnswerHead(x.out[:0], chunked)
+	head := len(x.out)
 	body, whole := resp.buffered()
 	x.sent = int64(len(body))
 	x.out = appendPiece(x.out, body, chunked)
 	if !whole {
-		x.stream(chunked)
+		x.stream(head, chunked)
 		return
 	}
 	if chunked {
 		x.out = append(x.out, lastChunk...)
 	}
-	x.write(x.out)
+	x.write(x.out, head)
 }
 
 func appendPiece(dst, body []byte, chunked bool) []byte {
@@ -168,7 +166,7 @@ func (x *exchange) appendAnswerHead(dst []byte, chunked bool) []byte {
 
 // appendEnd ends a head.
 func (x *exchange) appendEnd(dst []byte) []byte {
-	if x.closing {
+	if x.closing && x.request.version != 20 {
 		dst = append(dst, "Connection: close\r\n"...)
 	}
 	return append(dst, "\r\n"...)
@@ -177,8 +175,8 @@ func (x *exchange) appendEnd(dst []byte) []byte {
 // stream sends the head and then each piece of the body as it comes. If the
 // upstream fails in between, the connection is closed without a terminator:
 // the client must not take a part for the whole.
-func (x *exchange) stream(chunked bool) {
-	if !x.write(x.out) {
+func (x *exchange) stream(head int, chunked bool) {
+	if !x.write(x.out, head) {
 		return
 	}
 	if cap(x.body) < chunkRoom+bodyPieceBytes+2 {
@@ -188,7 +186,7 @@ func (x *exchange) stream(chunked bool) {
 	for {
 		n, err := x.resp.Read(buf[chunkRoom : chunkRoom+bodyPieceBytes])
 		x.sent += int64(n)
-		if n > 0 && !x.write(framed(buf, n, chunked)) {
+		if n > 0 && !x.write(framed(buf, n, chunked), 0) {
 			return
 		}
 		if err == io.EOF {
@@ -200,7 +198,7 @@ func (x *exchange) stream(chunked bool) {
 		}
 	}
 	if chunked {
-		x.write([]byte(lastChunk))
+		x.write([]byte(lastChunk), 0)
 	}
 }
 
@@ -217,9 +215,10 @@ func framed(buf []byte, n int, chunked bool) []byte {
 	return append(buf[start:chunkRoom+n], "\r\n"...)
 }
 
-// write sends to the client and says whether the client took it.
-func (x *exchange) write(p []byte) bool {
-	if err := x.conn.send(p, time.Now()); err != nil {
+// write sends to the client, head bytes of head and then body, and says whether
+// the client took it.
+func (x *exchange) write(p []byte, head int) bool {
+	if err := x.client.send(p, head, time.Now()); err != nil {
 		x.closing = true
 		x.cause = fmt.Errorf("write answer: %w", err)
 		return false
@@ -235,7 +234,7 @@ func (x *exchange) echo() {
 	if x.send.body != nil {
 		n, err := io.Copy(io.Discard, x.send.body)
 		if err != nil {
-			x.refuseBody(fmt.Errorf("%w: %w", errClientBody, err))
+			x.refuseBody(err)
 			return
 		}
 		size = n

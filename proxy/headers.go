@@ -65,6 +65,18 @@ func (n *nominations) has(name []byte) bool {
 	return false
 }
 
+// lists says whether a comma-separated list holds token.
+func lists(list []byte, token string) bool {
+	for len(list) > 0 {
+		var each []byte
+		each, list, _ = bytes.Cut(list, []byte{','})
+		if equalFold(trimSpace(each), token) {
+			return true
+		}
+	}
+	return false
+}
+
 // appendField appends a header line.
 func appendField(dst []byte, name string, value []byte) []byte {
 	dst = append(append(dst, name...), ": "...)
@@ -114,7 +126,11 @@ func (x *exchange) appendHead(dst []byte) []byte {
 		dst = appendRaw(dst, f)
 	}
 	dst = x.appendForwardedFor(dst)
-	if !protoSeen {
+	switch {
+	case protoSeen:
+	case r.secure:
+		dst = append(dst, "X-Forwarded-Proto: https\r\n"...)
+	default:
 		dst = append(dst, "X-Forwarded-Proto: http\r\n"...)
 	}
 	if !hostSeen {

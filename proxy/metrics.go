@@ -21,7 +21,7 @@ type proxyMetrics struct {
 }
 
 // problemStatuses are those of our own answers.
-var problemStatuses = []int{400, 403, 404, 405, 408, 413, 417, 431, 500, 502, 503, 504}
+var problemStatuses = []int{400, 403, 404, 405, 408, 413, 414, 417, 431, 500, 502, 503, 504, 505}
 
 func newProxyMetrics() *proxyMetrics {
 	m := &proxyMetrics{set: metrics.NewSet(), problems: map[int]*metrics.Counter{}}
@@ -82,5 +82,5 @@ func (m *upstreamMetrics) failed(f fault) { m.faults[f].Inc() }
 // WriteMetrics writes the proxy's series in Prometheus text format.
 func (p *Proxy) WriteMetrics(w io.Writer) {
 	p.metrics.set.WritePrometheus(w)
-	metrics.WriteGaugeUint64(w, `r8limiter_connections{listener="proxy"}`, uint64(p.server.GetOpenConnectionsCount()))
+	metrics.WriteGaugeUint64(w, `r8limiter_connections{listener="proxy"}`, uint64(p.server.connections()))
 }

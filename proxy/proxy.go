@@ -2,9 +2,11 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -30,6 +32,8 @@ type Options struct {
 	Log zerolog.Logger
 	// LogRequests is LogAll, LogDenied or LogNone; "" is LogAll.
 	LogRequests string
+	// TLS is what clients are spoken to with; nil: plain text.
+	TLS *tls.Config
 }
 
 // Proxy is the proxy listener.
@@ -41,7 +45,7 @@ type Proxy struct {
 	upstreams map[string]*upstream
 	metrics   *proxyMetrics
 	headers   limiter.HeaderSet
-	server    *fasthttp.Server
+	server    *server
 	exchanges sync.Pool
 	draining  atomic.Bool
 	// lastTrouble is when isNews said yes, in Unix nanoseconds.
@@ -71,7 +75,7 @@ func New(c Config, o Options) (*Proxy, error) {
 		p.router.add(rt, c.Routes[i].Match.Host)
 	}
 	p.exchanges.New = func() any { return &exchange{proxy: p} }
-	p.server = p.newServer()
+	p.server = newServer(p, c.Limits, o.TLS)
 	return p, nil
 }
 
@@ -117,39 +121,8 @@ func (p *Proxy) newRoute(index int, c *RouteConfig) (*route, error) {
 	return rt, nil
 }
 
-func (p *Proxy) newServer() *fasthttp.Server {
-	return &fasthttp.Server{
-		Handler:                       p.handle,
-		ExpectHandler:                 p.handleExpect,
-		ErrorHandler:                  p.handleError,
-		ReadTimeout:                   headTimeout,
-		IdleTimeout:                   keepAlive,
-		ReadBufferSize:                maxHeadBytes,
-		StreamRequestBody:             true,
-		MaxRequestBodySize:            1, // how much is read before the handler, not a limit
-		DisablePreParseMultipartForm:  true,
-		DisableHeaderNamesNormalizing: true,
-		NoDefaultServerHeader:         true,
-		NoDefaultDate:                 true,
-		NoDefaultContentType:          true,
-		SecureErrorLogMessage:         true,
-		LazyRequestTime:               true,
-		CloseOnShutdown:               true,
-		Logger:                        quietLogger{},
-	}
-}
-
-// quietLogger drops fasthttp's own lines: every fault of a request is logged
-// by us with its cause, and a flood of bad ones must not flood the log twice.
-type quietLogger struct{}
-
-// Printf drops the line.
-func (quietLogger) Printf(string, ...any) {}
-
 // Serve answers clients on l until Shutdown.
-func (p *Proxy) Serve(l net.Listener) error {
-	return p.server.Serve(&listener{Listener: l, log: p.options.Log})
-}
+func (p *Proxy) Serve(l net.Listener) error { return p.server.serve(l) }
 
 // Drain makes every answer from now on close its connection.
 func (p *Proxy) Drain() { p.draining.Store(true) }
@@ -158,81 +131,31 @@ func (p *Proxy) Drain() { p.draining.Store(true) }
 // and closes the connections to the upstreams.
 func (p *Proxy) Shutdown(ctx context.Context) error {
 	p.Drain()
-	err := p.server.ShutdownWithContext(ctx)
+	err := p.server.shutdown(ctx)
 	for _, u := range p.upstreams {
 		u.close()
 	}
 	return err
 }
 
-// handle answers one request: the whole way of a request is serve.
-func (p *Proxy) handle(ctx *fasthttp.RequestCtx) {
-	conn := ctx.Conn().(*clientConn)
-	x := conn.continued
-	conn.continued = nil
-	if x == nil {
-		x = p.acquire(ctx, conn)
-	}
+// serve answers one request: the whole way of a request is this. fault is what
+// was wrong with its head, if anything was.
+func (p *Proxy) serve(c client, peer netip.Addr, fault error) {
+	x := p.acquire(c, peer)
 	defer p.release(x)
-	if x.done || x.serve() {
+	switch {
+	case fault != nil:
+		x.refuse(fault)
+	case x.serve():
 		x.forward()
 	}
 }
 
-// handleExpect decides about a request that asks before it sends its body:
-// denied, it is answered here; allowed, the client is told to go on.
-func (p *Proxy) handleExpect(ctx *fasthttp.RequestCtx) int {
-	conn := ctx.Conn().(*clientConn)
-	x := p.acquire(ctx, conn)
-	allowed := false
-	defer func() {
-		if !allowed {
-			p.release(x)
-		}
-	}()
-	x.closing = true
-	if !x.serve() || conn.send(continueLine, x.start) != nil {
-		return fasthttp.StatusExpectationFailed
-	}
-	allowed = true
-	x.closing = ctx.Request.Header.ConnectionClose()
-	x.done = true
-	conn.continued = x
-	return fasthttp.StatusContinue
-}
-
-var continueLine = []byte("HTTP/1.1 100 Continue\r\n\r\n")
-
-// handleError answers what fasthttp could not read as a request.
-func (p *Proxy) handleError(ctx *fasthttp.RequestCtx, err error) {
-	x := p.acquire(ctx, ctx.Conn().(*clientConn))
-	defer p.release(x)
-	x.closing, x.conn.linger = true, true
-	var small *fasthttp.ErrSmallBuffer
-	var timeout net.Error
-	switch {
-	case errors.As(err, &small):
-		x.problem(fasthttp.StatusRequestHeaderFieldsTooLarge, "the request head is larger than 16 KiB", errHeadTooLong)
-	case errors.As(err, &timeout) && timeout.Timeout():
-		x.problem(fasthttp.StatusRequestTimeout, "the request did not arrive in time", errTooSlow)
-	default:
-		x.problem(fasthttp.StatusBadRequest, "the request can't be read as HTTP/1.1", errUnreadable)
-	}
-}
-
-// What fasthttp could not read, for the log: its own errors quote the client's
-// bytes, cookies and tokens among them.
-var (
-	errHeadTooLong = errors.New("request head over 16 KiB")
-	errTooSlow     = errors.New("time-out while reading the request")
-	errUnreadable  = errors.New("request is no HTTP/1.1")
-)
-
-func (p *Proxy) acquire(ctx *fasthttp.RequestCtx, conn *clientConn) *exchange {
+func (p *Proxy) acquire(c client, peer netip.Addr) *exchange {
 	x := p.exchanges.Get().(*exchange)
-	x.ctx, x.conn, x.start = ctx, conn, time.Now()
-	x.request.peer, x.request.client = conn.peer, conn.peer // for the log, until more is known
-	x.closing = p.draining.Load() || ctx.Request.Header.ConnectionClose() || !ctx.Request.Header.IsHTTP11()
+	x.client, x.start = c, time.Now()
+	x.request.peer, x.request.client = peer, peer // for the log, until more is known
+	x.closing = p.draining.Load()
 	return x
 }
 
@@ -248,10 +171,7 @@ func (p *Proxy) release(x *exchange) {
 		}
 	}
 	x.resp.finish()
-	x.conn.budget = 0
-	if x.closing {
-		x.ctx.SetConnectionClose()
-	}
+	x.client.finish(x)
 	x.record()
 	x.reset()
 	p.exchanges.Put(x)

@@ -2,15 +2,11 @@ package proxy
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"strconv"
-)
 
-// Bounds of a request head. What is larger is answered with 431 or 400.
-const (
-	maxHeadBytes   = 16 << 10
-	maxFields      = 100
-	maxTargetBytes = 8 << 10
+	"github.com/valyala/fasthttp"
 )
 
 // badRequest is a fault of the client: what is wrong, in words for its author.
@@ -18,6 +14,31 @@ type badRequest struct{ detail string }
 
 // Error is the detail that the 400 answer gives.
 func (e *badRequest) Error() string { return e.detail }
+
+// refusal is a fault of the client that has a status of its own.
+type refusal struct {
+	status int
+	detail string
+}
+
+// Error is the detail that the answer gives.
+func (e *refusal) Error() string { return e.detail }
+
+func tooLargeHead(l *LimitsConfig) error {
+	return &refusal{fasthttp.StatusRequestHeaderFieldsTooLarge, fmt.Sprintf("the request head is larger than %d bytes", l.HeaderBytes)}
+}
+
+func tooManyFields(l *LimitsConfig) error {
+	return &refusal{fasthttp.StatusRequestHeaderFieldsTooLarge, fmt.Sprintf("the request has more than %d header fields", l.HeaderFields)}
+}
+
+func tooLongTarget(l *LimitsConfig) error {
+	return &refusal{fasthttp.StatusRequestURITooLong, fmt.Sprintf("the request target is longer than %d bytes", l.TargetBytes)}
+}
+
+func tooLargeBody(l *LimitsConfig) error {
+	return &refusal{fasthttp.StatusRequestEntityTooLarge, fmt.Sprintf("the request body is larger than %d bytes", l.BodyBytes)}
+}
 
 // request is what the rules see of a request: the client's bytes, cut into
 // pieces and checked, none of them changed. It is valid until the handler returns.
@@ -29,10 +50,13 @@ type request struct {
 	hostport []byte // the Host field, "" if an HTTP/1.0 client sent none
 	host     []byte // lower case, without port
 	fields   []field
-	version  byte // the minor version, 0 or 1
+	version  byte // of HTTP: 10, 11 or 20
+	secure   bool // came over TLS
+	close    bool // the client wants the connection closed after the answer
 
 	length  int64 // of the body: bytes, 0 for none, -1 for chunked
 	framed  bool  // the client gave a length or an encoding
+	expects bool  // the client waits for a word before it sends the body
 	peer    netip.Addr
 	client  netip.Addr
 	trusted bool // the peer's X-Forwarded-* are believed
@@ -51,10 +75,59 @@ func (r *request) forget() {
 	*r = request{fields: r.fields[:0], segments: r.segments[:0], scratch: r.scratch[:0]}
 }
 
-// parseFields cuts the raw header block of a request (every line as it came)
-// into fields and refuses whatever two parsers might read in two ways: bare
-// LF, folded lines, names that are no token, control bytes in values.
-func (r *request) parseFields(raw []byte) error {
+// parseHead reads a request head of HTTP/1.x, from the request line to the
+// empty line. What two parsers might read in two ways is refused.
+func (r *request) parseHead(head []byte, l *LimitsConfig) error {
+	end := bytes.IndexByte(head, '\n')
+	if end < 1 || head[end-1] != '\r' {
+		return &badRequest{"the request line does not end in CRLF"}
+	}
+	target, err := r.parseLine(head[:end-1])
+	if err != nil {
+		return err
+	}
+	if err := r.parseFields(head[end+1:], l); err != nil {
+		return err
+	}
+	if err := r.parseFraming(); err != nil {
+		return err
+	}
+	if len(target) > l.TargetBytes {
+		return tooLongTarget(l)
+	}
+	if err := r.parseTarget(target); err != nil {
+		return err
+	}
+	return r.parseHost()
+}
+
+// parseLine reads METHOD SP target SP HTTP/1.x, with exactly one space each.
+func (r *request) parseLine(line []byte) (target []byte, err error) {
+	method, rest, _ := bytes.Cut(line, []byte{' '})
+	target, version, ok := bytes.Cut(rest, []byte{' '})
+	switch {
+	case !ok || !isToken(method):
+		return nil, &badRequest{"the request line is not a method, a target and HTTP/1.1"}
+	case string(method) == "CONNECT":
+		return nil, errConnect
+	case string(version) == "HTTP/1.1":
+		r.version = 11
+	case string(version) == "HTTP/1.0":
+		r.version = 10
+	case len(version) == len("HTTP/1.1") && string(version[:5]) == "HTTP/" && isDigit(version[5]) && version[6] == '.' && isDigit(version[7]):
+		return nil, &refusal{fasthttp.StatusHTTPVersionNotSupported, "only HTTP/1.1 and HTTP/1.0 are spoken here, and HTTP/2 over TLS"}
+	default:
+		return nil, &badRequest{"the request line does not end in HTTP/1.1"}
+	}
+	r.method = method
+	return target, nil
+}
+
+func isDigit(c byte) bool { return c >= '0' && c <= '9' }
+
+// parseFields cuts the lines of a head into fields. It refuses bare LF, folded
+// lines, names that are no token, and control bytes in values.
+func (r *request) parseFields(raw []byte, l *LimitsConfig) error {
 	r.fields = r.fields[:0]
 	for len(raw) > 0 {
 		end := bytes.IndexByte(raw, '\n')
@@ -74,19 +147,17 @@ func (r *request) parseFields(raw []byte) error {
 		if !isFieldValue(value) {
 			return &badRequest{"a header field holds control characters"}
 		}
-		if len(r.fields) == maxFields {
-			return errTooManyFields
+		if len(r.fields) == l.HeaderFields {
+			return tooManyFields(l)
 		}
 		r.fields = append(r.fields, field{line[:colon], value})
 	}
 	return nil
 }
 
-var errTooManyFields = &badRequest{"more than 100 header fields"}
-
 // parseFraming finds the one length of the body and the one Host.
 func (r *request) parseFraming() error {
-	r.length, r.framed, r.hostport = 0, false, nil
+	r.length, r.framed, r.hostport, r.close = 0, false, nil, r.version == 10
 	hosts, lengths, codings := 0, 0, 0
 	for i := range r.fields {
 		f := &r.fields[i]
@@ -106,12 +177,14 @@ func (r *request) parseFraming() error {
 			if !equalFold(f.value, "chunked") {
 				return &badRequest{"Transfer-Encoding other than chunked"}
 			}
+		case equalFold(f.name, "Connection"):
+			r.close = r.close || lists(f.value, "close")
 		}
 	}
-	if lengths+codings > 1 || codings > 0 && r.version == 0 {
+	if lengths+codings > 1 || codings > 0 && r.version == 10 {
 		return &badRequest{"the length of the body is ambiguous"}
 	}
-	if hosts > 1 || hosts == 0 && r.version == 1 {
+	if hosts > 1 || hosts == 0 && r.version == 11 {
 		return &badRequest{"there must be one Host field"}
 	}
 	if codings > 0 {
@@ -124,9 +197,6 @@ func (r *request) parseFraming() error {
 // parseTarget splits the target and takes the authority off an absolute-form,
 // which must be the one that Host names.
 func (r *request) parseTarget(target []byte) error {
-	if len(target) > maxTargetBytes {
-		return &badRequest{"the request target is longer than 8 KiB"}
-	}
 	for _, c := range target {
 		if c <= ' ' || c == 0x7f || c == '#' {
 			return &badRequest{"the request target holds a space, a control character or a fragment"}
@@ -150,9 +220,12 @@ func (r *request) parseAbsolute(target []byte) ([]byte, error) {
 	if len(target) == 1 && target[0] == '*' && string(r.method) == "OPTIONS" {
 		return target, nil
 	}
-	const scheme = "http://"
+	scheme := "http://"
+	if r.secure {
+		scheme = "https://"
+	}
 	if len(target) < len(scheme) || !equalFold(target[:len(scheme)], scheme) {
-		return nil, &badRequest{"the request target is neither a path nor an http:// URL"}
+		return nil, &badRequest{"the request target is neither a path nor a URL of this listener's scheme"}
 	}
 	rest := target[len(scheme):]
 	slash := bytes.IndexAny(rest, "/?")
@@ -173,7 +246,7 @@ func (r *request) parseAbsolute(target []byte) ([]byte, error) {
 func (r *request) parseHost() error {
 	r.host = nil
 	if len(r.hostport) == 0 {
-		if r.version == 0 {
+		if r.version == 10 {
 			return nil
 		}
 		return &badRequest{"the Host field is empty"}

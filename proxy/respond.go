@@ -35,8 +35,8 @@ func (x *exchange) problem(status int, detail string, cause error) {
 // abandonBody ends the connection after an answer that leaves a body unread
 // which is too much to read and throw away.
 func (x *exchange) abandonBody() {
-	if x.request.length < 0 || x.request.length > smallBodyBytes {
-		x.closing, x.conn.linger = true, true
+	if r := &x.request; r.length < 0 || r.length > smallBodyBytes || r.expects {
+		x.abandon()
 	}
 }
 
@@ -122,12 +122,13 @@ func (x *exchange) answer(contentType, extra string) {
 		dst = append(strconv.AppendInt(append(dst, "Retry-After: "...), x.decision.RetryAfterSeconds(), 10), "\r\n"...)
 	}
 	dst = x.appendEnd(x.appendLimits(dst, x.status))
+	head := len(dst)
 	if string(x.request.method) != "HEAD" {
 		dst = append(dst, x.body...)
 		x.sent = int64(len(x.body))
 	}
 	x.out = dst
-	if cause := x.cause; !x.write(dst) && cause != nil {
+	if cause := x.cause; !x.write(dst, head) && cause != nil {
 		x.cause = cause // the first trouble is what an operator looks for
 	}
 }

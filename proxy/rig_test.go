@@ -172,14 +172,14 @@ func template(t *testing.T, text string) Template {
 	return tpl
 }
 
-// client sends raw bytes.
-type client struct {
+// rawClient sends raw bytes.
+type rawClient struct {
 	t *testing.T
 	net.Conn
 	r *bufio.Reader
 }
 
-func (rg *rig) dial(t *testing.T) *client {
+func (rg *rig) dial(t *testing.T) *rawClient {
 	t.Helper()
 	c, err := net.Dial("tcp", rg.addr)
 	if err != nil {
@@ -189,10 +189,10 @@ func (rg *rig) dial(t *testing.T) *client {
 	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	return &client{t: t, Conn: c, r: bufio.NewReader(c)}
+	return &rawClient{t: t, Conn: c, r: bufio.NewReader(c)}
 }
 
-func (c *client) send(text string) {
+func (c *rawClient) send(text string) {
 	c.t.Helper()
 	if _, err := io.WriteString(c, text); err != nil {
 		c.t.Fatalf("send: %v", err)
@@ -200,7 +200,7 @@ func (c *client) send(text string) {
 }
 
 // answer reads one answer as bytes: its head, and a body of length or chunks.
-func (c *client) answer(method string) string {
+func (c *rawClient) answer(method string) string {
 	c.t.Helper()
 	var text strings.Builder
 	length, chunked := 0, false
@@ -238,7 +238,7 @@ func (c *client) answer(method string) string {
 	return text.String() + string(body)
 }
 
-func (c *client) wantClosed() {
+func (c *rawClient) wantClosed() {
 	c.t.Helper()
 	if rest, err := io.ReadAll(c.r); err != nil || len(rest) > 0 {
 		c.t.Errorf("connection: got %q, %v, want a clean end", rest, err)

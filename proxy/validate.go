@@ -25,6 +25,13 @@ func (c *Config) Validate(capacity func(resource string) int64, report func(path
 	if c.IPv6Prefix < 1 || c.IPv6Prefix > 128 {
 		report("ipv6_prefix", "must be from 1 to 128 bits; 64 is one site")
 	}
+	if c.DrainDelay < 0 {
+		report("drain_delay", "must not be negative")
+	}
+	if c.DrainTimeout < c.DrainDelay {
+		report("drain_timeout", "must be at least drain_delay, which is part of it")
+	}
+	c.Limits.validate(func(key, problem string) { report("limits."+key, problem) })
 	for name, u := range c.Upstreams {
 		u.validate(name, func(key, problem string) { report("upstreams."+name+key, problem) })
 	}

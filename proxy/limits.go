@@ -1,0 +1,80 @@
+package proxy
+
+import (
+	"fmt"
+	"time"
+)
+
+// LimitsConfig bounds what a client may take up: time, bytes and connections.
+// What is larger is refused with the status given here; what is slower ends the
+// connection.
+type LimitsConfig struct {
+	// HeaderBytes bounds a request head, the request line included; 431.
+	HeaderBytes int `yaml:"header_bytes"`
+	// HeaderFields bounds the number of fields in a head; 431.
+	HeaderFields int `yaml:"header_fields"`
+	// TargetBytes bounds the request target; 414.
+	TargetBytes int `yaml:"target_bytes"`
+	// BodyBytes bounds a request body without its framing, chunked or not; 413.
+	BodyBytes int64 `yaml:"body_bytes"`
+	// HeaderTimeout bounds the time from the first byte of a head to its last,
+	// and a TLS handshake; 408.
+	HeaderTimeout time.Duration `yaml:"header_timeout"`
+	// BodyTimeout bounds the wait between two reads of a body; 408.
+	BodyTimeout time.Duration `yaml:"body_timeout"`
+	// MinBodyRate is how many bytes a second a body must bring on average, once
+	// it has been waited for longer than bodyGrace; 408. 0: any.
+	MinBodyRate int `yaml:"min_body_rate"`
+	// WriteTimeout bounds the wait until a client has taken a piece of an answer
+	// (32 KiB at most).
+	WriteTimeout time.Duration `yaml:"write_timeout"`
+	// KeepAliveTimeout is how long a connection may wait for its next request.
+	KeepAliveTimeout time.Duration `yaml:"keep_alive_timeout"`
+	// Connections bounds the clients' connections; 503. 0: four fifths of the
+	// process's limit of open files.
+	Connections int `yaml:"connections"`
+	// ConnectionsPerClient bounds those of one address, or of one IPv6 network of
+	// ipv6_prefix bits; 503. Trusted proxies are not bounded. 0: no bound.
+	ConnectionsPerClient int `yaml:"connections_per_client"`
+	// Streams bounds the requests at a time on one HTTP/2 connection.
+	Streams int `yaml:"streams"`
+}
+
+func defaultLimits() LimitsConfig {
+	return LimitsConfig{
+		HeaderBytes: 16 << 10, HeaderFields: 100, TargetBytes: 8 << 10, BodyBytes: 10 << 20,
+		HeaderTimeout: 10 * time.Second, BodyTimeout: 60 * time.Second, MinBodyRate: 240,
+		WriteTimeout: 30 * time.Second, KeepAliveTimeout: 60 * time.Second,
+		Streams: 100,
+	}
+}
+
+// bodyGrace is how long a body may be waited for before its rate counts.
+const bodyGrace = 10 * time.Second
+
+func (l *LimitsConfig) validate(report func(key, problem string)) {
+	between := func(key string, got, least, most int64) {
+		if got < least || got > most {
+			report(key, fmt.Sprintf("must be from %d to %d", least, most))
+		}
+	}
+	between("header_bytes", int64(l.HeaderBytes), 1<<10, 1<<20)
+	between("header_fields", int64(l.HeaderFields), 1, 10_000)
+	between("target_bytes", int64(l.TargetBytes), 1, int64(max(l.HeaderBytes, 1)))
+	between("body_bytes", l.BodyBytes, 0, 1<<50)
+	between("min_body_rate", int64(l.MinBodyRate), 0, 1<<30)
+	between("connections", int64(l.Connections), 0, 1<<30)
+	between("connections_per_client", int64(l.ConnectionsPerClient), 0, 1<<30)
+	between("streams", int64(l.Streams), 1, 10_000)
+	for _, each := range []struct {
+		key  string
+		wait time.Duration
+	}{
+		{"header_timeout", l.HeaderTimeout}, {"body_timeout", l.BodyTimeout},
+		{"write_timeout", l.WriteTimeout}, {"keep_alive_timeout", l.KeepAliveTimeout},
+	} {
+		if each.wait < time.Millisecond {
+			report(each.key, "must be at least 1ms")
+		}
+	}
+}

@@ -1,0 +1,292 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+)
+
+// server takes clients' connections and serves each in a goroutine.
+//
+// fasthttp serves the control listener. Here its server had to go: it reads a
+// request leniently before anybody can look at it, hides the framing of bodies,
+// decides about a body before the handler, and has no HTTP/2 to share a way with.
+type server struct {
+	proxy    *Proxy
+	limits   LimitsConfig
+	tls      *tls.Config // nil: plain
+	refused  [refusalReasons]*metrics.Counter
+	stopping atomic.Bool
+
+	mu        sync.Mutex // guards what follows
+	listeners map[net.Listener]bool
+	conns     map[*clientConn]bool
+	perClient map[netip.Addr]int // by the first address of its network
+}
+
+// Why a connection is refused.
+const (
+	refusedTotal = iota
+	refusedPerClient
+	refusedHandshake
+	refusalReasons
+)
+
+var refusalNames = [refusalReasons]string{"connections", "connections_per_client", "handshake"}
+
+func newServer(p *Proxy, limits LimitsConfig, config *tls.Config) *server {
+	s := &server{
+		proxy: p, limits: limits, tls: config,
+		listeners: map[net.Listener]bool{}, conns: map[*clientConn]bool{}, perClient: map[netip.Addr]int{},
+	}
+	if s.limits.Connections == 0 {
+		s.limits.Connections = defaultConnections()
+	}
+	for reason, name := range refusalNames {
+		s.refused[reason] = p.metrics.set.NewCounter(fmt.Sprintf(`r8limiter_connections_refused_total{listener="proxy",reason=%q}`, name))
+	}
+	return s
+}
+
+// defaultConnections leaves a fifth of the files a process may open to
+// upstreams, the store and the control listener.
+func defaultConnections() int {
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return 1 << 16
+	}
+	return int(min(files.Cur, 1<<30)) / 5 * 4
+}
+
+// serve takes connections from l until shutdown.
+func (s *server) serve(l net.Listener) error {
+	s.mu.Lock()
+	if s.stopping.Load() {
+		s.mu.Unlock()
+		return l.Close()
+	}
+	s.listeners[l] = true
+	s.mu.Unlock()
+	for pause := time.Duration(0); ; {
+		raw, err := l.Accept()
+		switch {
+		case err == nil:
+			pause = 0
+			s.take(raw)
+		case s.stopping.Load() && (errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded)):
+			_ = l.Close()
+			return nil
+		case !isTransient(err):
+			return err
+		default:
+			pause = s.rest(pause, err)
+		}
+	}
+}
+
+// rest waits a while, from 5 ms up to 1 s, because the process or the system is
+// out of descriptors: the loop that accepts must outlive that.
+func (s *server) rest(pause time.Duration, err error) time.Duration {
+	pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+	if s.proxy.isNews(time.Now()) {
+		s.proxy.options.Log.Warn().Err(err).Msg("no connection can be accepted: raise the limit of open files (ulimit -n), or lower proxy.limits.connections")
+	}
+	time.Sleep(pause)
+	return pause
+}
+
+func isTransient(err error) bool {
+	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// take serves a connection in a goroutine of its own, or refuses it.
+func (s *server) take(raw net.Conn) {
+	c := &clientConn{Conn: raw, socket: raw, server: s}
+	c.reader.conn = c
+	if !s.enter(c) {
+		s.refused[refusedTotal].Inc()
+		go c.turnAway()
+		return
+	}
+	go s.run(c)
+}
+
+// run serves c until it ends.
+func (s *server) run(c *clientConn) {
+	defer s.leave(c)
+	defer func() {
+		if fault := recover(); fault != nil {
+			s.proxy.metrics.panics.Inc()
+			s.proxy.options.Log.Error().Interface("panic", fault).Bytes("stack", debug.Stack()).Msg("a connection panicked; please report this")
+		}
+	}()
+	if err := s.open(c); err != nil {
+		s.refused[refusedHandshake].Inc()
+		return
+	}
+	client := s.clientOf(c.peer)
+	if !s.count(client) {
+		s.refused[refusedPerClient].Inc()
+		c.turnAway()
+		return
+	}
+	defer s.uncount(client)
+	c.serve()
+}
+
+// open does what comes before the first request.
+func (s *server) open(c *clientConn) error {
+	if addr, ok := c.socket.RemoteAddr().(*net.TCPAddr); ok {
+		c.peer = addr.AddrPort().Addr().Unmap().WithZone("")
+	}
+	if s.tls == nil {
+		return nil
+	}
+	secured := tls.Server(c.Conn, s.tls)
+	ctx, cancel := context.WithTimeout(context.Background(), s.limits.HeaderTimeout)
+	defer cancel()
+	if err := secured.HandshakeContext(ctx); err != nil {
+		return err
+	}
+	c.Conn, c.secure = secured, true
+	return nil
+}
+
+// enter registers a connection and says whether there is room for it.
+func (s *server) enter(c *clientConn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.conns) >= s.limits.Connections {
+		return false
+	}
+	s.conns[c] = true
+	return true
+}
+
+func (s *server) leave(c *clientConn) {
+	_ = c.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+}
+
+// clientOf is what counts as one client of limits.connections_per_client; the
+// zero Addr is not counted.
+func (s *server) clientOf(peer netip.Addr) netip.Addr {
+	if s.limits.ConnectionsPerClient == 0 || !peer.IsValid() || contains(s.proxy.trusted, peer) {
+		return netip.Addr{}
+	}
+	if peer.Is4() {
+		return peer
+	}
+	network, _ := peer.Prefix(s.proxy.prefix6)
+	return network.Addr()
+}
+
+func (s *server) count(client netip.Addr) bool {
+	if !client.IsValid() {
+		return true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.perClient[client] >= s.limits.ConnectionsPerClient {
+		return false
+	}
+	s.perClient[client]++
+	return true
+}
+
+func (s *server) uncount(client netip.Addr) {
+	if !client.IsValid() {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.perClient[client]--; s.perClient[client] == 0 {
+		delete(s.perClient, client)
+	}
+}
+
+const noRoom = `{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"there are too many connections already"}`
+
+var turnedAway = fmt.Appendf(nil, "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nCache-Control: no-store\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(noRoom), noRoom)
+
+// turnAway tells a client that there is no room, if it takes that at once.
+func (c *clientConn) turnAway() {
+	_ = c.Conn.SetDeadline(time.Now().Add(lingerTimeout))
+	_, err := c.Conn.Write(turnedAway)
+	c.linger = err == nil
+	_ = c.Close()
+}
+
+// connections counts the clients' connections.
+func (s *server) connections() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns)
+}
+
+// acceptGrace is how long a listener is still asked for connections that wait in
+// its queue: closing it would reset them.
+const acceptGrace = 20 * time.Millisecond
+
+// shutdown stops accepting, lets requests in flight end and idle connections
+// go, and closes what is left when ctx ends, whose error it returns then.
+func (s *server) shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	s.stopping.Store(true)
+	for l := range s.listeners {
+		if timed, ok := l.(interface{ SetDeadline(time.Time) error }); !ok || timed.SetDeadline(time.Now().Add(acceptGrace)) != nil {
+			_ = l.Close()
+		}
+	}
+	s.mu.Unlock()
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		s.endIdle()
+		if s.connections() == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return s.closeAll(ctx.Err())
+		case <-time.After(pause):
+		}
+	}
+}
+
+// endIdle ends the connections that wait for a request, unless one has come.
+func (s *server) endIdle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		if c.idle.CompareAndSwap(true, false) {
+			c.interrupt()
+		}
+	}
+}
+
+// closeAll cuts off what did not end in time.
+func (s *server) closeAll(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		_ = c.socket.Close()
+	}
+	return err
+}
