@@ -166,6 +166,7 @@ func (x *exchange) appendAnswerHead(dst []byte, chunked bool) []byte {
 
 // appendEnd ends a head.
 func (x *exchange) appendEnd(dst []byte) []byte {
+	x.closing = x.closing || x.proxy.draining.Load()
 	if x.closing && x.request.version != 20 {
 		dst = append(dst, "Connection: close\r\n"...)
 	}
