@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -218,6 +219,8 @@ type clientBody struct {
 	x    *exchange
 	from io.Reader
 	left int64
+
+	stopped atomic.Bool
 }
 
 // Read moves the deadline on, so that a steady upload may take its time.
@@ -225,9 +228,20 @@ func (b *clientBody) Read(p []byte) (int, error) {
 	if err := b.x.ctx.SetReadDeadline(time.Now().Add(clientIdle)); err != nil {
 		return 0, err
 	}
+	if b.stopped.Load() { // after the deadline was set, or stop's might be lost
+		return 0, errBodyStopped
+	}
 	n, err := b.from.Read(p)
 	if b.left -= int64(n); b.left < 0 {
 		return 0, errBodyTooLarge
 	}
 	return n, err
+}
+
+var errBodyStopped = errors.New("the rest of the body is not wanted")
+
+// stop ends a Read that is under way, and all later ones.
+func (b *clientBody) stop() {
+	b.stopped.Store(true)
+	_ = b.x.ctx.SetReadDeadline(longAgo)
 }

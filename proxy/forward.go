@@ -45,6 +45,9 @@ func (x *exchange) forward() {
 	}
 	x.relay()
 	x.upstream = time.Since(began)
+	if x.resp.unsent() {
+		x.closing, x.conn.linger = true, true
+	}
 	u.metrics.answered(x.status, x.upstream)
 }
 
@@ -62,7 +65,8 @@ func (x *exchange) load(u *upstream) error {
 	if r.length < 0 || r.length > smallBodyBytes {
 		x.conn.budget = 2*maxBodyBytes + wireOverhead
 		x.send.head, x.send.bodyLen = x.out, r.length
-		x.send.body = &clientBody{x: x, from: stream, left: maxBodyBytes}
+		body := &clientBody{x: x, from: stream, left: maxBodyBytes}
+		x.send.body, x.send.stopBody = body, body.stop
 		return nil
 	}
 	head := len(x.out)
