@@ -387,3 +387,53 @@ func TestRequestWithoutALargeBodyStartsNoUpload(t *testing.T) {
 		t.Errorf("got upload %v, unsent %v", in.upload, in.unsent())
 	}
 }
+
+func TestEarlyAnswerReachesAClientThatStillSends(t *testing.T) {
+	rg, _ := rawRig(t, 10, func(p *peer) {
+		p.takeHead()
+		p.send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 5\r\n\r\nlarge")
+		p.ended()
+	}, nil)
+	c := rg.dial(t)
+	c.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nsome")
+	if got := c.answer("POST"); !strings.HasPrefix(got, "HTTP/1.1 413 ") || !strings.HasSuffix(got, "\r\n\r\nlarge") {
+		t.Errorf("got %q, want the upstream's 413", got)
+	}
+	start := time.Now()
+	if rest, err := io.ReadAll(c.r); len(rest) > 0 || err != nil {
+		t.Errorf("got %q, %v; want the end of the connection", rest, err)
+	}
+	if took := time.Since(start); took > uploadGrace+lingerTimeout/2 {
+		t.Errorf("the connection ended after %v", took)
+	}
+}
+
+func TestClientIsAnsweredWhileItSends(t *testing.T) {
+	const length = 8 << 20
+	rg, up := rawRig(t, 10, func(p *peer) {
+		for {
+			p.takeHead()
+			p.send(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", length))
+			if _, err := io.CopyN(p, p.r, length); err != nil {
+				return
+			}
+		}
+	}, nil)
+	c := rg.dial(t)
+	for range 2 {
+		c.send(fmt.Sprintf("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n0", length))
+		for line := ""; line != "\r\n"; { // the head comes before the rest of the body went
+			var err error
+			if line, err = c.r.ReadString('\n'); err != nil {
+				t.Fatal(err)
+			}
+		}
+		go func() { _, _ = io.CopyN(c, zeros{}, length-1) }()
+		if n, err := io.CopyN(io.Discard, c.r, length); err != nil {
+			t.Fatalf("got %d bytes, %v", n, err)
+		}
+	}
+	if up.connections() != 1 {
+		t.Errorf("got %d connections to the upstream, want 1", up.connections())
+	}
+}
