@@ -387,6 +387,8 @@ func (in *incoming) limit() int64 {
 }
 
 // readRaw reads what is in the buffer, else from the connection, into p itself.
+// The upstream may wait for the rest of the request before it goes on, so its silence
+// counts from the end of the upload, which has time-outs of its own.
 func (in *incoming) readRaw(p []byte) (int, error) {
 	c := in.conn
 	if c.read < c.end {
@@ -394,7 +396,13 @@ func (in *incoming) readRaw(p []byte) (int, error) {
 		c.read += n
 		return n, nil
 	}
-	return c.receive(p, time.Now().Add(c.upstream.idleTimeout))
+	for {
+		sending := in.upload != nil && !in.upload.endsWithin(0)
+		n, err := c.receive(p, time.Now().Add(c.upstream.idleTimeout))
+		if !sending || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return n, err
+		}
+	}
 }
 
 // take counts raw as received, and returns how many bytes of body are at its

@@ -312,6 +312,44 @@ func TestResponseTimeoutCountsFromTheEndOfTheUpload(t *testing.T) {
 	}
 }
 
+// An upstream that has sent its head may need the whole request for the rest.
+func TestIdleTimeoutOfTheAnswerCountsFromTheEndOfTheUpload(t *testing.T) {
+	const timeout = 150 * time.Millisecond
+	for _, answers := range []bool{true, false} {
+		s := startStalled(t, func(p *peer) {
+			p.takeHead()
+			p.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+			var body strings.Builder
+			if p.copyChunks(&body) && answers {
+				time.Sleep(timeout / 2)
+				p.send("ok")
+			}
+		})
+		u := upstreamTo(t, s.target())
+		u.idleTimeout = timeout
+		client := newClientPipe()
+		go func() {
+			for range 6 {
+				time.Sleep(timeout * 3 / 4) // the case itself: a slow client
+				client.write(t, "piece")
+			}
+			client.Close()
+		}()
+		start := time.Now()
+		_, body, err := roundTrip(u, client.out())
+		if answers {
+			if body != "ok" || err != nil {
+				t.Errorf("got %q, %v", body, err)
+			}
+			continue
+		}
+		wantFault(t, err, faultTimeout)
+		if took := time.Since(start); took < 5*timeout || took > 9*timeout {
+			t.Errorf("it took %v", took)
+		}
+	}
+}
+
 // The upstream takes no more of the body, but goes on with its answer.
 func TestAnswerGoesOnWhenTheUploadStalls(t *testing.T) {
 	const timeout = 100 * time.Millisecond
