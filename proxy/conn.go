@@ -30,6 +30,11 @@ type client interface {
 	parse(r *request) error
 	// body reads the request's body without its framing.
 	body() io.Reader
+	// interrupt ends, from another goroutine, a read of the body that waits, and
+	// all later ones.
+	interrupt()
+	// departing is what to tell of the upstream that works for the client.
+	departing() *departure
 	// proceed tells a client that asked first (Expect: 100-continue) to send its body.
 	proceed(now time.Time) error
 	// send sends a piece of an answer. The first head bytes of p are its head,
@@ -281,6 +286,8 @@ func (c *clientConn) parse(r *request) error {
 }
 
 func (c *clientConn) body() io.Reader { return &c.reader }
+
+func (c *clientConn) departing() *departure { return &c.departure }
 
 var continueLine = []byte("HTTP/1.1 100 Continue\r\n\r\n")
 
