@@ -87,16 +87,6 @@ func benchmarkProxied(b *testing.B, capacity int64) {
 	})
 }
 
-func listenLoopback(tb testing.TB) net.Listener {
-	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { l.Close() })
-	return l
-}
-
 func dialLoopback(tb testing.TB, addr string) net.Conn {
 	tb.Helper()
 	c, err := net.Dial("tcp", addr)

@@ -1,6 +1,9 @@
 package proxy
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // Bounds of what a chunked body may hold besides its data.
 const (
@@ -8,30 +11,41 @@ const (
 	maxChunkExtension  = 1 << 10  // of one chunk
 	maxChunkExtensions = 16 << 10 // of all chunks
 	maxTrailerBytes    = 16 << 10
+	maxTrailerFields   = 100
 )
 
-var errChunk = errors.New("the chunked body is malformed")
+// What may be wrong with a chunked body; every one is an errChunk.
+var (
+	errChunk           = errors.New("the chunked body is malformed")
+	errChunkSize       = fmt.Errorf("%w: a size line is no hexadecimal number with CRLF, or too long", errChunk)
+	errChunkExtension  = fmt.Errorf("%w: an extension holds a control byte", errChunk)
+	errChunkExtensions = fmt.Errorf("%w: extensions over 1 KiB for a chunk or 16 KiB for all", errChunk)
+	errChunkEnd        = fmt.Errorf("%w: no CRLF where the size of a chunk says its end is", errChunk)
+	errTrailer         = fmt.Errorf("%w: the trailer is no header fields, or over 16 KiB or 100 fields", errChunk)
+)
 
 type chunkState uint8
 
 const (
-	inSize      chunkState = iota // the digits of a size
-	inExtension                   // between the digits and CR
-	atSizeLF                      // after the CR of the size line
-	inData                        // left bytes of data follow
-	atDataCR                      // after the data
-	atDataLF                      // after its CR
-	atTrailer                     // at the start of a trailer line, or of the empty one
-	inTrailer                     // in a trailer line
-	atTrailerLF                   // after the CR of a trailer line
-	atEndLF                       // after the CR of the empty line
+	inSize        chunkState = iota // the digits of a size
+	inExtension                     // between the digits and CR
+	atSizeLF                        // after the CR of the size line
+	inData                          // left bytes of data follow
+	atDataCR                        // after the data
+	atDataLF                        // after its CR
+	atTrailer                       // at the start of a trailer line, or of the empty one
+	inTrailerName                   // in the name of a trailer field
+	inTrailer                       // in its value
+	atTrailerLF                     // after the CR of a trailer line
+	atEndLF                         // after the CR of the empty line
 	chunksDone
 )
 
 // chunkDecoder takes the framing off a chunked body (RFC 9112 section 7.1),
 // byte by byte wherever it is cut. It is stricter than the RFC: no white space
-// after a size, no bare LF, no control bytes. Extensions and trailers are dropped.
-// The zero value is at the start of a body.
+// after a size, no bare LF, no control bytes, names of trailer fields that are
+// tokens. Extensions are dropped, and trailers are unless they are to be kept. The
+// zero value is at the start of a body.
 type chunkDecoder struct {
 	state      chunkState
 	digits     int
@@ -39,6 +53,9 @@ type chunkDecoder struct {
 	extension  int   // bytes of this chunk's extension
 	extensions int   // bytes of all chunks' extensions
 	trailer    int   // bytes of all trailers
+	fields     int   // of the trailer, so far
+	keep       bool  // append the trailer's lines, each with its CRLF, to kept
+	kept       []byte
 }
 
 // decode writes the data in src to dst, which may be the same memory and is at
@@ -54,8 +71,8 @@ func (d *chunkDecoder) decode(dst, src []byte) (written, used int, err error) {
 			}
 			continue
 		}
-		if !d.step(src[used]) {
-			return written, used, errChunk
+		if state := d.state; !d.step(src[used]) {
+			return written, used, d.faultIn(state)
 		}
 		used++
 	}
@@ -63,6 +80,22 @@ func (d *chunkDecoder) decode(dst, src []byte) (written, used int, err error) {
 }
 
 func (d *chunkDecoder) done() bool { return d.state == chunksDone }
+
+// faultIn is the error for a byte that may not stand where state was.
+func (d *chunkDecoder) faultIn(state chunkState) error {
+	switch state {
+	case inSize, atSizeLF:
+		return errChunkSize
+	case inExtension:
+		if d.extension > maxChunkExtension || d.extensions > maxChunkExtensions {
+			return errChunkExtensions
+		}
+		return errChunkExtension
+	case atDataCR, atDataLF:
+		return errChunkEnd
+	}
+	return errTrailer
+}
 
 // step takes one byte that is no data, and says whether it may stand there.
 func (d *chunkDecoder) step(b byte) bool {
@@ -116,13 +149,23 @@ func (d *chunkDecoder) trailerByte(b byte) bool {
 	if d.trailer > maxTrailerBytes {
 		return false
 	}
+	if d.keep {
+		d.kept = append(d.kept, b)
+	}
 	switch d.state {
 	case atTrailer:
 		if b == '\r' {
 			d.state = atEndLF
 			return true
 		}
-		d.state = inTrailer
+		d.state = inTrailerName
+		d.fields++
+		return tokenBytes[b] && d.fields <= maxTrailerFields
+	case inTrailerName:
+		if b == ':' {
+			d.state = inTrailer
+			return true
+		}
 		return tokenBytes[b]
 	case inTrailer:
 		return d.lineByte(b, atTrailerLF)

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net/http/httputil"
@@ -36,6 +37,7 @@ func TestChunksAreDecodedWhereverTheyAreCut(t *testing.T) {
 		{"empty extension", "3;\r\nabc\r\n0\r\n\r\n", "abc"},
 		{"trailers", "3\r\nabc\r\n0\r\nA: b\r\nC: \xc3\xa9\r\n\r\n", "abc"},
 		{"data that looks like framing", "7\r\n0\r\n\r\n\r\n\r\n0\r\n\r\n", "0\r\n\r\n\r\n"},
+		{"as many trailer fields as may be", "0\r\n" + strings.Repeat("A:\r\n", maxTrailerFields) + "\r\n", ""},
 		{"largest extension", "1;" + strings.Repeat("x", maxChunkExtension-1) + "\r\na\r\n0\r\n\r\n", "a"},
 	}
 	for _, tt := range tests {
@@ -52,38 +54,63 @@ func TestChunksAreDecodedWhereverTheyAreCut(t *testing.T) {
 
 func TestMalformedChunksAreRefused(t *testing.T) {
 	manyExtensions := strings.Repeat("1;"+strings.Repeat("x", 1000)+"\r\na\r\n", 17)
-	tests := []struct{ name, body string }{
-		{"no digits", "\r\n\r\n"},
-		{"no hex digit", "g\r\n"},
-		{"sign", "+3\r\nabc\r\n0\r\n\r\n"},
-		{"prefix", "0x3\r\nabc\r\n0\r\n\r\n"},
-		{"underscore", "1_0\r\n"},
-		{"space before the size", " 3\r\nabc\r\n0\r\n\r\n"},
-		{"space after the size", "3 \r\nabc\r\n0\r\n\r\n"},
-		{"sixteen digits", "0000000000000003\r\nabc\r\n0\r\n\r\n"},
-		{"size line ends in LF", "3\nabc\r\n0\r\n\r\n"},
-		{"size line ends in CR", "3\rabc\r\n0\r\n\r\n"},
-		{"extension ends in LF", "3;a\nabc\r\n0\r\n\r\n"},
-		{"NUL in an extension", "3;\x00\r\nabc\r\n0\r\n\r\n"},
-		{"data longer than its size", "3\r\nabcd\r\n0\r\n\r\n"},
-		{"data ends in LF", "3\r\nabc\n0\r\n\r\n"},
-		{"data ends in CR CR", "3\r\nabc\r\r\n0\r\n\r\n"},
-		{"body ends in LF", "0\r\n\n"},
-		{"trailer ends in LF", "0\r\nA: b\n\r\n"},
-		{"trailer begins with a space", "0\r\n A: b\r\n\r\n"},
-		{"control byte in a trailer", "0\r\nA: \x01\r\n\r\n"},
-		{"extension over its bound", "1;" + strings.Repeat("x", maxChunkExtension) + "\r\na\r\n0\r\n\r\n"},
-		{"extensions over their bound", manyExtensions + "0\r\n\r\n"},
-		{"trailers over their bound", "0\r\nA: " + strings.Repeat("x", maxTrailerBytes) + "\r\n\r\n"},
+	tests := []struct {
+		name, body string
+		want       error
+	}{
+		{"no digits", "\r\n\r\n", errChunkSize},
+		{"no hex digit", "g\r\n", errChunkSize},
+		{"sign", "+3\r\nabc\r\n0\r\n\r\n", errChunkSize},
+		{"prefix", "0x3\r\nabc\r\n0\r\n\r\n", errChunkSize},
+		{"underscore", "1_0\r\n", errChunkSize},
+		{"space before the size", " 3\r\nabc\r\n0\r\n\r\n", errChunkSize},
+		{"space after the size", "3 \r\nabc\r\n0\r\n\r\n", errChunkSize},
+		{"sixteen digits", "0000000000000003\r\nabc\r\n0\r\n\r\n", errChunkSize},
+		{"size line ends in LF", "3\nabc\r\n0\r\n\r\n", errChunkSize},
+		{"size line ends in CR", "3\rabc\r\n0\r\n\r\n", errChunkSize},
+		{"extension ends in LF", "3;a\nabc\r\n0\r\n\r\n", errChunkExtension},
+		{"NUL in an extension", "3;\x00\r\nabc\r\n0\r\n\r\n", errChunkExtension},
+		{"data longer than its size", "3\r\nabcd\r\n0\r\n\r\n", errChunkEnd},
+		{"data ends in LF", "3\r\nabc\n0\r\n\r\n", errChunkEnd},
+		{"data ends in CR CR", "3\r\nabc\r\r\n0\r\n\r\n", errChunkEnd},
+		{"body ends in LF", "0\r\n\n", errTrailer},
+		{"trailer ends in LF", "0\r\nA: b\n\r\n", errTrailer},
+		{"trailer begins with a space", "0\r\n A: b\r\n\r\n", errTrailer},
+		{"control byte in a trailer", "0\r\nA: \x01\r\n\r\n", errTrailer},
+		{"space in a trailer name", "0\r\nA : b\r\n\r\n", errTrailer},
+		{"trailer without a colon", "0\r\nA\r\n\r\n", errTrailer},
+		{"trailer without a name", "0\r\n: b\r\n\r\n", errTrailer},
+		{"folded trailer", "0\r\nA: b\r\n c\r\n\r\n", errTrailer},
+		{"101 trailer fields", "0\r\n" + strings.Repeat("A:\r\n", maxTrailerFields+1) + "\r\n", errTrailer},
+		{"extension over its bound", "1;" + strings.Repeat("x", maxChunkExtension) + "\r\na\r\n0\r\n\r\n", errChunkExtensions},
+		{"extensions over their bound", manyExtensions + "0\r\n\r\n", errChunkExtensions},
+		{"trailers over their bound", "0\r\nA: " + strings.Repeat("x", maxTrailerBytes) + "\r\n\r\n", errTrailer},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, size := range []int{1, 2, 7, len(tt.body)} {
-				if got, _, _, err := decodeAll(tt.body, size); err == nil {
-					t.Errorf("in pieces of %d: got %q, want an error", size, got)
+				if got, _, _, err := decodeAll(tt.body, size); err != tt.want || !errors.Is(err, errChunk) {
+					t.Errorf("in pieces of %d: got %q, %v; want %v", size, got, err, tt.want)
 				}
 			}
 		})
+	}
+}
+
+// A request's trailers are dropped: the decoder keeps them only when told.
+func TestTrailersAreKeptOnlyWhenTold(t *testing.T) {
+	body := []byte("1\r\nx\r\n0\r\nA: b\r\nC:\r\n\r\n")
+	for _, keep := range []bool{false, true} {
+		d, want := chunkDecoder{keep: keep}, ""
+		if keep {
+			want = "A: b\r\nC:\r\n\r\n"
+		}
+		if n, used, err := d.decode(make([]byte, len(body)), body); n != 1 || used != len(body) || err != nil || !d.done() {
+			t.Errorf("got %d bytes, used %d, done %v, %v", n, used, d.done(), err)
+		}
+		if string(d.kept) != want {
+			t.Errorf("keep %v: got %q, want %q", keep, d.kept, want)
+		}
 	}
 }
 

@@ -30,6 +30,11 @@ type client interface {
 	parse(r *request) error
 	// body reads the request's body without its framing.
 	body() io.Reader
+	// interrupt ends, from another goroutine, a read of the body that waits, and
+	// all later ones.
+	interrupt()
+	// departing is what to tell of the upstream that works for the client.
+	departing() *departure
 	// proceed tells a client that asked first (Expect: 100-continue) to send its body.
 	proceed(now time.Time) error
 	// send sends a piece of an answer. The first head bytes of p are its head,
@@ -61,10 +66,7 @@ type clientConn struct {
 	interrupted     atomic.Bool // see interrupt
 	served          bool        // a request before the one at hand
 	closing, linger bool        // after the last exchange; see Close
-
-	peeked  [1]byte
-	peekN   int
-	peekErr error
+	departure       departure
 }
 
 var (
@@ -243,23 +245,36 @@ func (c *clientConn) interrupt() {
 	_ = c.Conn.SetReadDeadline(longAgo)
 }
 
-// hasBytes says whether bytes have come that nobody has read, and hasLeft
-// whether the client has closed its side.
-func (c *clientConn) hasBytes() bool { return c.peek() && c.peekErr == nil && c.peekN > 0 }
-func (c *clientConn) hasLeft() bool {
-	return c.peek() && (c.peekErr == nil && c.peekN == 0 || c.peekErr != nil && c.peekErr != syscall.EAGAIN)
+// hasBytes says whether bytes have come that nobody has read.
+func (c *clientConn) hasBytes() bool {
+	n, err := c.peek()
+	return n > 0 && err == nil
 }
 
-// peek looks at the socket without reading. It is for rare moments only.
-func (c *clientConn) peek() bool {
+// hasLeft says whether the client has closed its side. It's safe to call while
+// the connection is read.
+func (c *clientConn) hasLeft() bool {
+	n, err := c.peek()
+	return n == 0 && err == nil || errors.Is(err, syscall.ECONNRESET)
+}
+
+// peek looks at what is there to be read. It's for rare moments only.
+func (c *clientConn) peek() (n int, err error) {
 	sc, ok := c.socket.(syscall.Conn)
 	if !ok {
-		return false
+		return 0, errors.ErrUnsupported
 	}
 	raw, err := sc.SyscallConn()
-	return err == nil && raw.Control(func(fd uintptr) {
-		c.peekN, _, c.peekErr = syscall.Recvfrom(int(fd), c.peeked[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-	}) == nil
+	if err != nil {
+		return 0, err
+	}
+	var first [1]byte
+	if failed := raw.Control(func(fd uintptr) {
+		n, _, err = syscall.Recvfrom(int(fd), first[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	}); failed != nil {
+		return 0, failed
+	}
+	return n, err
 }
 
 func (c *clientConn) parse(r *request) error {
@@ -272,6 +287,8 @@ func (c *clientConn) parse(r *request) error {
 }
 
 func (c *clientConn) body() io.Reader { return &c.reader }
+
+func (c *clientConn) departing() *departure { return &c.departure }
 
 var continueLine = []byte("HTTP/1.1 100 Continue\r\n\r\n")
 

@@ -43,6 +43,9 @@ func (x *exchange) forward() {
 	}
 	x.relay()
 	x.upstream = time.Since(began)
+	if x.resp.unsent() {
+		x.abandon()
+	}
 	u.metrics.answered(x.status, x.upstream)
 }
 
@@ -63,7 +66,7 @@ func (x *exchange) load(u *upstream) error {
 	}
 	if r.length < 0 || r.length > smallBodyBytes {
 		x.send.head, x.send.bodyLen = x.out, r.length
-		x.send.body = x.client.body()
+		x.send.body, x.send.stopBody = x.client.body(), x.client.interrupt
 		return nil
 	}
 	head := len(x.out)
@@ -169,6 +172,7 @@ func (x *exchange) appendAnswerHead(dst []byte, chunked bool) []byte {
 
 // appendEnd ends a head.
 func (x *exchange) appendEnd(dst []byte) []byte {
+	x.closing = x.closing || x.proxy.draining.Load()
 	if x.closing && x.request.version != 20 {
 		dst = append(dst, "Connection: close\r\n"...)
 	}

@@ -122,6 +122,7 @@ func (c *http2Conn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer c.running.Done()
 	s := &stream{conn: c, r: r, w: w, control: http.NewResponseController(w)}
+	defer context.AfterFunc(r.Context(), s.departure.leave)()
 	c.answer(s)
 	if s.cut {
 		panic(http.ErrAbortHandler)

@@ -34,6 +34,8 @@ var (
 	errCoding       = errors.New("the transfer coding of the response is not chunked")
 	errInterim      = errors.New("more than 16 interim responses")
 	errSwitching    = errors.New("unsolicited 101 Switching Protocols")
+	errBadSwitch    = errors.New("a 101 that names no protocol, is not HTTP/1.1 or has a body")
+	errSwitchEarly  = errors.New("a 101 before the whole request was sent")
 	errTruncated    = errors.New("the upstream closed the connection amid the response body")
 	errNoAnswer     = errors.New("the upstream closed the connection without an answer")
 	errCutHead      = errors.New("the upstream closed the connection amid the response head")
@@ -52,9 +54,18 @@ type incoming struct {
 	// length of the body: 0 none, above 0 bytes, lengthChunked, lengthUntilClose.
 	// The Content-Length of an answer to HEAD or of a 304 is only in fields.
 	length int64
-	// early says that the upstream answered before it had taken the whole request:
-	// the rest of the client's body was not read.
+	// trailers are those fields after a chunked body that the head announced and
+	// that may be passed on, in order; see mayTrail. They are there when Read gave
+	// io.EOF, or buffered said whole.
+	trailers []field
+	// early says that the request was not sent whole: the rest of the client's body
+	// was not read. It is right after do when sending failed before the answer came;
+	// else unsent says how it ended.
 	early bool
+
+	upload   *upload // that of the request's body; nil for none
+	switched bool    // to another protocol; see tunnel
+	interims int     // before this head
 
 	framing framing
 	conn    *upstreamConn // nil when there is none to give back
@@ -72,27 +83,40 @@ type framing struct {
 	contentLength   int64
 	codings         int // number of Transfer-Encoding fields
 	close, keep     bool
+	upgrade         bool // there is a protocol in Upgrade
+	trailer         bool // there is a Trailer field
 	sawStatus, done bool
 }
 
 // receive reads the head of the final response, within wait.
-func (in *incoming) receive(c *upstreamConn, isHead bool, wait time.Duration) error {
-	due := time.Now().Add(wait)
-	for interim := 0; ; interim++ {
+func (in *incoming) receive(c *upstreamConn, out *outgoing, wait time.Duration) error {
+	if err := in.receiveFinal(c, out, time.Now().Add(wait)); err != nil {
+		return headFault(err, c, wait)
+	}
+	return nil
+}
+
+// receiveFinal reads heads until the final one. After an error that is a
+// time-out it may be called again and goes on where it was.
+func (in *incoming) receiveFinal(c *upstreamConn, out *outgoing, due time.Time) error {
+	for {
 		if err := in.receiveHead(c, due); err != nil {
-			return headFault(err, c, wait)
+			return err
 		}
 		switch {
 		case in.status >= 200:
 			in.conn = c
-			in.begin(isHead)
+			in.begin(out)
 			return nil
 		case in.status == 101:
-			return &upstreamError{faultProtocol, errSwitching}
-		case interim == maxInterim:
+			return in.switchProtocols(c, out)
+		case in.interims == maxInterim:
 			return &upstreamError{faultProtocol, errInterim}
+		case in.status != 100 && out.interim != nil: // 100 is for who sent Expect, which we never do
+			out.interim(in.status, in.reason, in.fields)
 		}
-		in.clear()
+		in.interims++
+		in.forgetHead()
 	}
 }
 
@@ -134,7 +158,14 @@ func headFault(err error, c *upstreamConn, wait time.Duration) error {
 // clear forgets everything of the last response but the memory of fields.
 func (in *incoming) clear() {
 	clear(in.fields)
-	*in = incoming{fields: in.fields[:0]}
+	clear(in.trailers)
+	*in = incoming{fields: in.fields[:0], trailers: in.trailers[:0], chunks: chunkDecoder{kept: in.chunks.kept[:0]}}
+}
+
+// forgetHead makes room for the head after an interim one.
+func (in *incoming) forgetHead() {
+	clear(in.fields)
+	in.status, in.reason, in.fields, in.framing = 0, nil, in.fields[:0], framing{}
 }
 
 // parse reads the lines of a head that are complete, and sets framing.done
@@ -215,6 +246,9 @@ func (in *incoming) parseField(line []byte) error {
 	}
 	in.fields = append(in.fields, f)
 	switch len(f.name) {
+	case len("Trailer"): // and Upgrade
+		in.framing.trailer = in.framing.trailer || equalFold(f.name, "Trailer")
+		in.framing.upgrade = in.framing.upgrade || equalFold(f.name, "Upgrade") && len(f.value) > 0
 	case len("Connection"):
 		if equalFold(f.name, "Connection") {
 			in.framing.connection(f.value)
@@ -282,16 +316,21 @@ func (in *incoming) frame() error {
 	return nil
 }
 
-// begin gets ready to read the body of a final response.
-func (in *incoming) begin(isHead bool) {
-	if isHead || in.status == 204 || in.status == 304 {
+// begin gets ready to read the body of a final response to out.
+func (in *incoming) begin(out *outgoing) {
+	if out.isHead || in.status == 204 || in.status == 304 {
 		in.length = 0
+	}
+	if out.upgrade && hasBody(out) {
+		in.reuse = false // who mistook the body for the new protocol would answer to it
 	}
 	switch {
 	case in.length == 0:
 		in.whole = true
 	case in.length > 0:
 		in.left = in.length
+	case in.length == lengthChunked:
+		in.chunks.keep = in.framing.trailer
 	case in.length == lengthUntilClose:
 		in.left, in.reuse = math.MaxInt64, false
 	}
@@ -348,6 +387,8 @@ func (in *incoming) limit() int64 {
 }
 
 // readRaw reads what is in the buffer, else from the connection, into p itself.
+// The upstream may wait for the rest of the request before it goes on, so its silence
+// counts from the end of the upload, which has time-outs of its own.
 func (in *incoming) readRaw(p []byte) (int, error) {
 	c := in.conn
 	if c.read < c.end {
@@ -355,7 +396,13 @@ func (in *incoming) readRaw(p []byte) (int, error) {
 		c.read += n
 		return n, nil
 	}
-	return c.receive(p, time.Now().Add(c.upstream.idleTimeout))
+	for {
+		sending := in.upload != nil && !in.upload.endsWithin(0)
+		n, err := c.receive(p, time.Now().Add(c.upstream.idleTimeout))
+		if !sending || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return n, err
+		}
+	}
 }
 
 // take counts raw as received, and returns how many bytes of body are at its
@@ -371,6 +418,9 @@ func (in *incoming) take(raw []byte) int {
 		in.err = &upstreamError{faultProtocol, err}
 	}
 	in.whole = err == nil && in.chunks.done()
+	if in.whole && in.chunks.keep {
+		in.collectTrailers()
+	}
 	if used < len(raw) {
 		in.reuse = false
 	}
@@ -387,22 +437,43 @@ func (in *incoming) fail(err error) {
 		in.whole = true
 	case err == io.EOF:
 		in.err = &upstreamError{faultClosed, errTruncated}
+	case in.upload.brokeOff(err):
+		in.err = in.upload.err
 	default:
 		in.err = brokenBy("read response body", err)
 	}
 }
 
+// unsent says whether the client's body was left unread, in whole or in part.
+// It ends its sending, see uploadGrace, and is called when the answer was relayed,
+// or when that broke off.
+func (in *incoming) unsent() bool {
+	if in.upload == nil {
+		return in.early
+	}
+	if !in.whole || !in.upload.endsWithin(uploadGrace) {
+		in.upload.stop()
+	}
+	if in.upload.err != nil {
+		in.early, in.reuse = true, false
+	}
+	return in.early
+}
+
 // finish gives the connection back to the pool if the response was read to its
-// end and nothing came after, else closes it. Afterwards the fields are gone. It is
-// safe on the zero value and to call twice.
+// end and nothing came after, else closes it. It ends the sending of the request's
+// body, like unsent. Afterwards the fields and trailers are gone. It is safe on the
+// zero value and to call twice.
 func (in *incoming) finish() {
 	c := in.conn
 	if c == nil {
 		return
 	}
+	in.unsent()
 	in.conn, in.reason = nil, nil
 	clear(in.fields)
-	in.fields = in.fields[:0]
+	clear(in.trailers)
+	in.fields, in.trailers = in.fields[:0], in.trailers[:0]
 	if in.whole && in.reuse && c.read == c.end {
 		c.upstream.release(c)
 		return

@@ -56,7 +56,7 @@ type answer struct {
 func answerOf(raw string, size int, isHead bool) answer {
 	c := connOf([]byte(raw), size)
 	var in incoming
-	if err := in.receive(c, isHead, time.Minute); err != nil {
+	if err := in.receive(c, &outgoing{isHead: isHead}, time.Minute); err != nil {
 		return answer{Err: err.Error()}
 	}
 	a := answer{Status: in.status, Reason: string(in.reason), Length: in.length}
@@ -112,7 +112,7 @@ func TestResponses(t *testing.T) {
 		{name: "chunked without its end", raw: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
 			want: answer{Status: 200, Reason: "OK", Fields: []string{"Transfer-Encoding=chunked"}, Length: -1, Body: "abc", Err: errTruncated.Error()}},
 		{name: "bad chunk", raw: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcX",
-			want: answer{Status: 200, Reason: "OK", Fields: []string{"Transfer-Encoding=chunked"}, Length: -1, Body: "abc", Err: errChunk.Error()}},
+			want: answer{Status: 200, Reason: "OK", Fields: []string{"Transfer-Encoding=chunked"}, Length: -1, Body: "abc", Err: errChunkEnd.Error()}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

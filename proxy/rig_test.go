@@ -273,3 +273,13 @@ func want(t *testing.T, what, got, want string) {
 		t.Errorf("%s:\ngot  %q\nwant %q", what, got, want)
 	}
 }
+
+func listenLoopback(tb testing.TB) net.Listener {
+	tb.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { l.Close() })
+	return l
+}

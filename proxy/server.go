@@ -30,6 +30,9 @@ type server struct {
 	http2    *http2Server // nil where tls is
 	refused  [refusalReasons]*metrics.Counter
 	stopping atomic.Bool
+	stopped  chan struct{} // closed when shutdown is over
+	watching sync.Once
+	stopOnce sync.Once
 
 	mu        sync.Mutex // guards what follows
 	listeners map[net.Listener]bool
@@ -49,7 +52,7 @@ var refusalNames = [refusalReasons]string{"connections", "connections_per_client
 
 func newServer(p *Proxy, limits LimitsConfig, config *tls.Config) *server {
 	s := &server{
-		proxy: p, limits: limits,
+		proxy: p, limits: limits, stopped: make(chan struct{}),
 		listeners: map[net.Listener]bool{}, conns: map[*clientConn]bool{}, perClient: map[netip.Addr]int{},
 	}
 	if s.limits.Connections == 0 {
@@ -83,6 +86,7 @@ func (s *server) serve(l net.Listener) error {
 	}
 	s.listeners[l] = true
 	s.mu.Unlock()
+	s.watching.Do(func() { go s.watchDepartures() })
 	for pause := time.Duration(0); ; {
 		raw, err := l.Accept()
 		switch {
@@ -90,14 +94,22 @@ func (s *server) serve(l net.Listener) error {
 			pause = 0
 			s.take(raw)
 		case s.stopping.Load() && (errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded)):
-			_ = l.Close()
+			s.close(l)
 			return nil
 		case !isTransient(err):
+			s.close(l)
 			return err
 		default:
 			pause = s.rest(pause, err)
 		}
 	}
+}
+
+func (s *server) close(l net.Listener) {
+	_ = l.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.listeners, l)
 }
 
 // rest waits a while, from 5 ms up to 1 s, because the process or the system is
@@ -260,6 +272,13 @@ func (s *server) connections() int {
 	return len(s.conns)
 }
 
+// isEmpty says whether there is neither a listener nor a connection left.
+func (s *server) isEmpty() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns) == 0 && len(s.listeners) == 0
+}
+
 // acceptGrace is how long a listener is still asked for connections that wait in
 // its queue: closing it would reset them.
 const acceptGrace = 20 * time.Millisecond
@@ -267,6 +286,7 @@ const acceptGrace = 20 * time.Millisecond
 // shutdown stops accepting, lets requests in flight end and idle connections
 // go, and closes what is left when ctx ends, whose error it returns then.
 func (s *server) shutdown(ctx context.Context) error {
+	defer s.stopOnce.Do(func() { close(s.stopped) })
 	s.mu.Lock()
 	s.stopping.Store(true)
 	for l := range s.listeners {
@@ -280,7 +300,7 @@ func (s *server) shutdown(ctx context.Context) error {
 		if s.http2 != nil {
 			s.http2.goAway()
 		}
-		if s.connections() == 0 {
+		if s.isEmpty() {
 			return nil
 		}
 		select {
@@ -307,6 +327,7 @@ func (s *server) closeAll(err error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
+		c.departure.leave()
 		_ = c.socket.Close()
 	}
 	return err

@@ -23,6 +23,8 @@ type stream struct {
 	waited time.Duration
 	err    error // of the body; stays
 
+	departure departure
+
 	begun bool  // the head of the answer is out
 	left  int64 // of the answer's body: bytes to come, -1 if nobody knows
 	cut   bool  // the answer is not whole, and the client must see that
@@ -130,6 +132,10 @@ func (s *stream) frame(r *request) error {
 }
 
 func (s *stream) body() io.Reader { return s }
+
+func (s *stream) interrupt() { _ = s.control.SetReadDeadline(longAgo) }
+
+func (s *stream) departing() *departure { return &s.departure }
 
 // Read reads the body as requestBody.Read does.
 func (s *stream) Read(p []byte) (int, error) {

@@ -67,6 +67,17 @@ type outgoing struct {
 	bodyLen int64     // of body: bytes, or -1: chunked, and do frames the chunks
 	isHead  bool      // the method is HEAD, whose answer has no body
 	host    []byte    // the Host to name if the client named none
+	// upgrade says that the head asks for another protocol (RFC 9110 section 7.8):
+	// only then a 101 is an answer.
+	upgrade bool
+	// stopBody makes the Read of body that is under way, and all later ones, fail
+	// soon. It is called from another goroutine than Read, once at most, when nobody
+	// wants the rest of body. It may be nil if no Read blocks.
+	stopBody func()
+	// interim is called for each interim response but 100 and 101, from within do,
+	// before the final head is there. What it gets is valid during the call, and has
+	// hop-by-hop and framing fields in it. Nil drops them.
+	interim func(status int, reason []byte, fields []field)
 }
 
 // The read buffer of a connection grows while a head doesn't fit. A large one
@@ -78,7 +89,9 @@ const (
 	maxReadBuffer  = 64 << 10
 )
 
-// upstreamConn is a connection to an upstream. One goroutine uses it at a time.
+// upstreamConn is a connection to an upstream. One goroutine uses it at a time;
+// but while an upload is under way, that writes (with writeBy), and the one that
+// waits for the answer reads (with buf, read, end and readBy).
 type upstreamConn struct {
 	net.Conn
 	upstream  *upstream
@@ -86,7 +99,7 @@ type upstreamConn struct {
 
 	raw     syscall.RawConn
 	peek    func(fd uintptr) // sets what follows; made once, because a closure a call would be garbage
-	peeked  [len("HTTP/1.1 4")]byte
+	peeked  [1]byte
 	peekN   int
 	peekErr error
 
@@ -112,16 +125,6 @@ func newUpstreamConn(raw net.Conn, u *upstream) (*upstreamConn, error) {
 // for the next answer. Control, unlike Read, works also when a deadline is over.
 func (c *upstreamConn) isQuiet() bool {
 	return c.raw.Control(c.peek) == nil && c.peekErr == syscall.EAGAIN
-}
-
-// refused says whether, amid a request, the upstream has begun to answer with
-// an error or has closed: nobody will want the rest of the body. Another answer is
-// left for later, because an upstream may answer while it reads on.
-func (c *upstreamConn) refused() bool {
-	if c.raw.Control(c.peek) != nil || c.peekErr != nil {
-		return false // the next write will tell
-	}
-	return c.peekN == 0 || c.peekN == len(c.peeked) && c.peeked[c.peekN-1] >= '4'
 }
 
 func (c *upstreamConn) peekAt(fd uintptr) {
@@ -152,20 +155,22 @@ func (c *upstreamConn) fill(due time.Time) error {
 	return err
 }
 
-// receive reads once, until due at the latest.
+// receive reads once, until due at the latest; a zero due leaves the deadline
+// that is set as it is.
 //
 // Setting a deadline costs more than the rest of a short read. So the one that
 // is set may be earlier than due, from a request before: when it passes it is
-// moved to due and the read goes on. It is never later than due.
+// moved to due and the read goes on. It is never later than due. An upload that
+// ends makes it pass early, see upload.end, which does no harm for the same reason.
 func (c *upstreamConn) receive(p []byte, due time.Time) (int, error) {
-	if c.readBy.IsZero() || c.readBy.After(due) {
+	if !due.IsZero() && (c.readBy.IsZero() || c.readBy.After(due)) {
 		if err := c.setReadBy(due); err != nil {
 			return 0, err
 		}
 	}
 	for {
 		n, err := c.Conn.Read(p)
-		if n > 0 || err == nil || !c.readBy.Before(due) || !errors.Is(err, os.ErrDeadlineExceeded) {
+		if n > 0 || err == nil || due.IsZero() || !errors.Is(err, os.ErrDeadlineExceeded) || !time.Now().Before(due) {
 			return n, err
 		}
 		if err := c.setReadBy(due); err != nil {
@@ -198,29 +203,17 @@ func (c *upstreamConn) write(p []byte) error {
 	}
 }
 
-// errRefused ends the sending of a body; see refused.
-var errRefused = errors.New("the upstream answered or closed before it had the whole request")
-
 // writeBody sends a piece of body.
 func (c *upstreamConn) writeBody(p []byte) error {
-	if c.refused() {
-		return &upstreamError{faultClosed, errRefused}
-	}
 	if err := c.write(p); err != nil {
 		return brokenBy("send request body", err)
 	}
 	return nil
 }
 
-// send sends the head and the body.
-func (c *upstreamConn) send(out *outgoing) error {
-	if err := c.write(out.head); err != nil {
-		return brokenBy("send request head", err)
-	}
-	switch {
-	case out.body == nil:
-		return nil
-	case out.bodyLen < 0:
+// sendBody sends the body of out, which has one.
+func (c *upstreamConn) sendBody(out *outgoing) error {
+	if out.bodyLen < 0 {
 		return c.sendChunked(out.body)
 	}
 	return c.sendFixed(out.body, out.bodyLen)

@@ -134,9 +134,17 @@ func TestErrorAnswerEndsTheUploadWithoutAWriteError(t *testing.T) {
 	defer body.Close()
 	var in incoming
 	defer in.finish()
-	err := u.do(&outgoing{head: []byte("POST / HTTP/1.1\r\n\r\n"), body: body, bodyLen: -1}, &in)
-	if err != nil || in.status != 413 || !in.early || in.reuse {
-		t.Errorf("got %d, early %v, reuse %v, %v", in.status, in.early, in.reuse, err)
+	out := &outgoing{head: []byte("POST / HTTP/1.1\r\n\r\n"), body: body, bodyLen: -1, stopBody: func() { body.Close() }}
+	err := u.do(out, &in)
+	if err != nil || in.status != 413 || in.early {
+		t.Errorf("got %d, early %v, %v", in.status, in.early, err)
+	}
+	start := time.Now()
+	if !in.unsent() || !in.early || in.reuse {
+		t.Errorf("got early %v, reuse %v, want an upload that was broken off", in.early, in.reuse)
+	}
+	if took := time.Since(start); took > uploadGrace+time.Second {
+		t.Errorf("it took %v", took)
 	}
 }
 

@@ -1,0 +1,94 @@
+package proxy
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"time"
+)
+
+// statusClientLeft is what the log says of a client that left before its answer
+// (as nginx writes it); nobody is there to get it.
+const statusClientLeft = 499
+
+// departureInterval is how often it is looked for clients that have left.
+const departureInterval = 500 * time.Millisecond
+
+var errClientLeft = errors.New("the client closed its connection before the answer")
+
+// departure ends a conversation with an upstream whose answer nobody waits for
+// any more. A client that closes its side counts as gone, also where it could
+// still read, as with nginx: the two can't be told apart.
+type departure struct {
+	mu   sync.Mutex
+	conn net.Conn // the upstream connection of the conversation; nil: none
+	left bool     // the client has
+}
+
+// begin says which connection to close when the client leaves. It says false if
+// the client has left.
+func (d *departure) begin(conn net.Conn) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.conn = conn
+	return !d.left
+}
+
+// end is called before the connection is used by anybody else. It says whether
+// the client had left, which is the reason for whatever error there was.
+func (d *departure) end() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.conn = nil
+	return d.left
+}
+
+// leave is called when the client has left.
+func (d *departure) leave() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.left = true
+	if d.conn != nil {
+		_ = d.conn.Close()
+	}
+}
+
+// waits says whether there is a conversation to end.
+func (d *departure) waits() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.conn != nil
+}
+
+// watchDepartures looks, until stop is closed, for clients that left while an
+// upstream works for them. Looking now and then costs a request nothing; a
+// goroutine for each that waits in a read would.
+func (s *server) watchDepartures() {
+	tick := time.NewTicker(departureInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.stopped:
+			return
+		case <-tick.C:
+		}
+		for _, c := range s.working() {
+			if c.hasLeft() {
+				c.departure.leave()
+			}
+		}
+	}
+}
+
+// working lists the connections whose upstream is at work.
+func (s *server) working() []*clientConn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var working []*clientConn
+	for c := range s.conns {
+		if !c.idle.Load() && c.departure.waits() {
+			working = append(working, c)
+		}
+	}
+	return working
+}
