@@ -37,8 +37,9 @@ func newHTTP2Server(s *server) *http2Server {
 		server: s,
 		base: http.Server{
 			ErrorLog: log.New(io.Discard, "", 0),
-			// x/net's measure has 32 bytes a field more than ours, which is stream.measure.
-			MaxHeaderBytes: l.HeaderBytes + 32*l.HeaderFields,
+			// Ours is stream.measure, which answers. From here on x/net ends the
+			// connection; its own measure has 32 bytes more for each field.
+			MaxHeaderBytes: 2*l.HeaderBytes + 32*l.HeaderFields,
 		},
 		frames: http2.Server{
 			MaxConcurrentStreams: uint32(l.Streams),
