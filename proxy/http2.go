@@ -43,6 +43,7 @@ func newHTTP2Server(s *server) *http2Server {
 		},
 		frames: http2.Server{
 			MaxConcurrentStreams: uint32(l.Streams),
+			MaxReadFrameSize:     16 << 10, // the least allowed: each connection has a buffer of it
 			IdleTimeout:          l.KeepAliveTimeout,
 			// A ping isn't answered amid a head: these two cut off slow heads and
 			// clients that vanished.
