@@ -176,13 +176,13 @@ func describe(found *route, r *request) string {
 	if found == nil {
 		return ""
 	}
-	text := found.name
+	text := []byte(found.name)
 	for i, part := range strings.Split(found.name, "/")[1:] {
 		if strings.HasPrefix(part, "{") {
-			text += fmt.Sprintf(" %q", r.segments[i])
+			text = fmt.Appendf(text, " %q", r.segments[i])
 		}
 	}
-	return text
+	return string(text)
 }
 
 // checkPath compares resolve with the reference for every set of routes.
