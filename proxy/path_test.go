@@ -102,13 +102,19 @@ func decode(path string, slash, backslash, dot bool) []string {
 	return segments
 }
 
-// allReadings are the segments under every reading; the first is ours.
+// allReadings are the different lists of segments that the readings make; the first is ours.
 func allReadings(path string) (all [][]string) {
 	for choice := range 8 {
 		slash, backslash, dot := choice&1 != 0, choice&2 != 0, choice&4 == 0
 		whole := decode(path, slash, backslash, dot)
+		late := cut(whole)
+		early := decode(rawParams.ReplaceAllString(path, ""), slash, backslash, dot)
 		for _, step := range steps {
-			all = append(all, step(whole), step(cut(whole)), step(decode(rawParams.ReplaceAllString(path, ""), slash, backslash, dot)))
+			for _, segments := range [][]string{whole, late, early} {
+				if segments = step(segments); !slices.ContainsFunc(all, func(s []string) bool { return slices.Equal(s, segments) }) {
+					all = append(all, segments)
+				}
+			}
 		}
 	}
 	return all
@@ -150,9 +156,6 @@ func reference(patterns []string, path string, all [][]string) (string, error) {
 	}
 	found := referenceRoute(patterns, all[0])
 	for _, segments := range all[1:] {
-		if slices.Equal(segments, all[0]) {
-			continue
-		}
 		if len(separators.FindAllString(path, -1)) > maxPathParts || referenceRoute(patterns, segments) != found {
 			return "", errUnclear
 		}
@@ -240,7 +243,7 @@ func FuzzPathReadings(f *testing.F) {
 // that some few pieces make.
 func TestEveryShortPathIsReadAsTheReferenceReadsIt(t *testing.T) {
 	routers := routersOf(t)
-	pieces := []string{"/", "a", "b", "..", ".", ";", "%2F", "%5c", "%2e", "%3B", "/a", "/b"}
+	pieces := []string{"/", "a", "b", "..", ".", ";", "%2F", "%5c", "%2e", "%3B"}
 	var walk func(path string, depth int)
 	walk = func(path string, depth int) {
 		checkPath(t, routers, path)
