@@ -262,7 +262,8 @@ func (r *request) parseHost() error {
 	return nil
 }
 
-// splitHost takes the port off host[:port]; the host may be [IPv6].
+// splitHost takes the port off host[:port]; the host may be [IPv6], without
+// a zone, which means something on one machine only.
 func splitHost(hostport []byte) (host []byte, ok bool) {
 	host = hostport
 	if hostport[0] == '[' {
@@ -270,7 +271,7 @@ func splitHost(hostport []byte) (host []byte, ok bool) {
 		if end < 0 {
 			return nil, false
 		}
-		if _, err := netip.ParseAddr(string(hostport[1:end])); err != nil {
+		if addr, err := netip.ParseAddr(string(hostport[1:end])); err != nil || !addr.Is6() || addr.Zone() != "" {
 			return nil, false
 		}
 		return hostport[:end+1], isPort(hostport[end+1:])
