@@ -1,7 +1,9 @@
 package proxy
 
 import (
+	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -25,7 +27,8 @@ const (
 // loop: running out of file descriptors.
 type listener struct {
 	net.Listener
-	log zerolog.Logger
+	log  zerolog.Logger
+	open func(*clientConn) error // see clientConn.open
 }
 
 // Accept waits for the next client. It backs off, from 5 ms up to 1 s, while
@@ -34,7 +37,9 @@ func (l *listener) Accept() (net.Conn, error) {
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		c, err := l.Listener.Accept()
 		if err == nil {
-			return newClientConn(c), nil
+			conn := newClientConn(c)
+			conn.open = l.open
+			return conn, nil
 		}
 		if !isTransient(err) {
 			return nil, err
@@ -60,10 +65,11 @@ func isTransient(err error) bool {
 type clientConn struct {
 	net.Conn
 	peer      netip.Addr
-	writeBy   time.Time // the write deadline that is set
-	linger    bool      // see Close
-	budget    int64     // see Read; 0 for no bound
-	continued *exchange // decided when the client asked with Expect, its body not read yet
+	writeBy   time.Time               // the write deadline that is set
+	linger    bool                    // see Close
+	budget    int64                   // see Read; 0 for no bound
+	open      func(*clientConn) error // what precedes the first byte of HTTP; nil for nothing, or once it is done
+	continued *exchange               // decided when the client asked with Expect, its body not read yet
 }
 
 func newClientConn(c net.Conn) *clientConn {
@@ -74,11 +80,58 @@ func newClientConn(c net.Conn) *clientConn {
 	return cc
 }
 
+// opening is what a connection begins with, before HTTP; nil for nothing.
+func (p *Proxy) opening() func(*clientConn) error {
+	config := p.options.TLS
+	if config == nil && !p.proxyProtocol {
+		return nil
+	}
+	if config != nil {
+		config = config.Clone()
+		config.NextProtos = []string{"http/1.1"}
+	}
+	return func(c *clientConn) error {
+		err := p.openConn(c, config)
+		if err != nil {
+			p.logRefusedPeer(c.peer, err)
+		}
+		return err
+	}
+}
+
+func (p *Proxy) openConn(c *clientConn, config *tls.Config) error {
+	if p.proxyProtocol {
+		conn, source, err := p.readProxyHeader(c.Conn, c.peer)
+		if err != nil {
+			return err
+		}
+		c.Conn, c.peer = conn, source
+	}
+	if config == nil {
+		return c.Conn.SetReadDeadline(time.Now().Add(headTimeout))
+	}
+	conn := tls.Server(c.Conn, config)
+	if err := conn.SetDeadline(time.Now().Add(headTimeout)); err != nil {
+		return err
+	}
+	if err := conn.Handshake(); err != nil {
+		return fmt.Errorf("TLS handshake: %w", err)
+	}
+	c.Conn = conn
+	return conn.SetWriteDeadline(time.Time{})
+}
+
 var errBudget = errors.New("the framing of the request body is larger than what it holds")
 
 // Read bounds, where budget is set, what a chunked body costs on the wire:
 // chunk extensions hold nothing for us and have no end.
 func (c *clientConn) Read(p []byte) (int, error) {
+	if open := c.open; open != nil {
+		c.open = nil
+		if open(c) != nil {
+			return 0, io.EOF
+		}
+	}
 	n, err := c.Conn.Read(p)
 	if c.budget == 0 {
 		return n, err

@@ -115,7 +115,7 @@ func (x *exchange) appendHead(dst []byte) []byte {
 	}
 	dst = x.appendForwardedFor(dst)
 	if !protoSeen {
-		dst = append(dst, "X-Forwarded-Proto: http\r\n"...)
+		dst = appendField(dst, "X-Forwarded-Proto", x.proxy.scheme)
 	}
 	if !hostSeen {
 		dst = appendField(dst, "X-Forwarded-Host", host)

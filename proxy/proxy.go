@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -30,6 +31,8 @@ type Options struct {
 	Log zerolog.Logger
 	// LogRequests is LogAll, LogDenied or LogNone; "" is LogAll.
 	LogRequests string
+	// TLS is what the listener speaks; nil for plain HTTP. It is cloned.
+	TLS *tls.Config
 }
 
 // Proxy is the proxy listener.
@@ -46,12 +49,18 @@ type Proxy struct {
 	draining  atomic.Bool
 	// lastTrouble is when isNews said yes, in Unix nanoseconds.
 	lastTrouble atomic.Int64
+	// lastRefused is when logRefusedPeer wrote, in Unix nanoseconds.
+	lastRefused atomic.Int64
+	scheme      []byte // of the listener: http, or https with Options.TLS
+	// proxyProtocol is Config.ProxyProtocol.
+	proxyProtocol bool
 }
 
 // New builds a proxy from a configuration that Validate found no fault with.
 func New(c Config, o Options) (*Proxy, error) {
 	p := &Proxy{
 		options: o, trusted: c.TrustedProxies, prefix6: c.IPv6Prefix,
+		proxyProtocol: c.ProxyProtocol, scheme: []byte("http"),
 		router: newRouter(), upstreams: map[string]*upstream{},
 		metrics: newProxyMetrics(), headers: o.Limiter.Headers(),
 	}
@@ -69,6 +78,9 @@ func New(c Config, o Options) (*Proxy, error) {
 			return nil, fmt.Errorf("route %s: %w", c.Routes[i].Name, err)
 		}
 		p.router.add(rt, c.Routes[i].Match.Host)
+	}
+	if o.TLS != nil {
+		p.scheme = []byte("https")
 	}
 	p.exchanges.New = func() any { return &exchange{proxy: p} }
 	p.server = p.newServer()
@@ -148,7 +160,7 @@ func (quietLogger) Printf(string, ...any) {}
 
 // Serve answers clients on l until Shutdown.
 func (p *Proxy) Serve(l net.Listener) error {
-	return p.server.Serve(&listener{Listener: l, log: p.options.Log})
+	return p.server.Serve(&listener{Listener: l, log: p.options.Log, open: p.opening()})
 }
 
 // Drain makes every answer from now on close its connection.
