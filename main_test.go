@@ -199,7 +199,12 @@ func start(t *testing.T, config string) *started {
 	p := &program{
 		args: []string{"-config", file}, stdout: io.Discard, stderr: &log, env: noEnv,
 		signals: s.signals, drainDelay: 50 * time.Millisecond,
-		listening: func(proxy, control net.Addr) { addrs <- [2]string{proxy.String(), control.String()} },
+		listening: func(proxy, control net.Addr) {
+			if proxy == nil { // it is off
+				proxy = &net.TCPAddr{}
+			}
+			addrs <- [2]string{proxy.String(), control.String()}
+		},
 	}
 	go func() { s.exit <- p.run() }()
 	select {
