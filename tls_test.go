@@ -218,6 +218,42 @@ func TestBothListenersSpeakTLS(t *testing.T) {
 	s.stop(t)
 }
 
+func TestClientBehindALoadBalancerSpeaksTLS(t *testing.T) {
+	dir, ca := t.TempDir(), newAuthority(t)
+	ca.pair(t, "a.test").save(t, dir, "a")
+	s := start(t, `
+proxy:
+  listen: "127.0.0.1:0"
+  proxy_protocol: true
+  trusted_proxies: [127.0.0.1]
+  tls: {certificates: [{cert_file: `+dir+`/a.crt, key_file: `+dir+`/a.key}]}
+  upstreams: {api: {targets: ["echo:"]}}
+  routes: [{name: all, action: bypass, upstream: api}]
+admin: {listen: "127.0.0.1:0"}
+`)
+	client := secureClient(t, ca.pool)
+	client.Transport.(*http.Transport).DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+		if err == nil {
+			_, err = conn.Write([]byte("PROXY TCP4 203.0.113.9 10.0.0.1 12345 443\r\n"))
+		}
+		return conn, err
+	}
+	resp, err := client.Get(secured(s.proxy) + "/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var body bytes.Buffer
+	if _, err := body.ReadFrom(resp.Body); err != nil || !strings.Contains(body.String(), `["X-Forwarded-For","203.0.113.9"],["X-Forwarded-Proto","https"]`) {
+		t.Errorf("got %d %s, %v", resp.StatusCode, &body, err)
+	}
+	if got := statusBy(secureClient(t, ca.pool), secured(s.proxy)+"/x"); got != 0 {
+		t.Errorf("without a PROXY header: got %d, want no answer", got)
+	}
+	s.stop(t)
+}
+
 func TestCertificateIsChosenByName(t *testing.T) {
 	dir, ca := t.TempDir(), newAuthority(t)
 	a, b := ca.pair(t, "a.test"), ca.pair(t, "b.test", "*.b.test")
