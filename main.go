@@ -27,7 +27,7 @@ const (
 
 const usage = `usage: r8limiter [serve] [-config FILE]   run
        r8limiter check [-config FILE]     validate a configuration
-       r8limiter health [-url URL] [-ca FILE] [-cert FILE -key FILE]
+       r8limiter health [-url URL] [-ca FILE | -insecure] [-cert FILE -key FILE]
                                           ask a running instance whether it is ready
        r8limiter version
 `
@@ -72,6 +72,7 @@ func (p *program) run() int {
 	case "health":
 		flags.StringVar(&config, "config", "", "configuration file, for the address")
 		flags.StringVar(&h.url, "url", "", "address of /readyz")
+		flags.BoolVar(&h.insecure, "insecure", false, "take any certificate")
 		flags.StringVar(&h.ca, "ca", "", "who signs the certificate of an https address")
 		flags.StringVar(&h.pair.cert, "cert", "", "certificate to show, where admin.tls.client_ca_file wants one")
 		flags.StringVar(&h.pair.key, "key", "", "its private key")

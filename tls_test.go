@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"net/http"
@@ -216,6 +217,39 @@ func TestBothListenersSpeakTLS(t *testing.T) {
 		}
 	}
 	s.stop(t)
+}
+
+// secureMetrics is what /metrics shows of a gateway with TLS on both listeners.
+func secureMetrics(t *testing.T) string {
+	t.Helper()
+	dir, ca := t.TempDir(), newAuthority(t)
+	for _, name := range []string{"a", "b", "c"} {
+		ca.pair(t, "a.test").save(t, dir, name)
+	}
+	s := secureGateway(t, dir, "")
+	defer s.stop(t)
+	resp, err := secureClient(t, ca.pool).Get(secured(s.control) + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func TestMetricsOfCertificatesHaveHelpAndBothListeners(t *testing.T) {
+	text := secureMetrics(t)
+	if lines := withoutHelp(text); len(lines) > 0 {
+		t.Errorf("without help:\n%s", strings.Join(lines, ""))
+	}
+	for _, listener := range []string{"proxy", "control"} {
+		if want := `r8limiter_certificate_reload_successful{listener="` + listener + `"} 1`; !strings.Contains(text, "\n"+want+"\n") {
+			t.Errorf("there is no %s", want)
+		}
+	}
 }
 
 func TestClientBehindALoadBalancerSpeaksTLS(t *testing.T) {
@@ -672,6 +706,7 @@ func TestHealthAsksByTLS(t *testing.T) {
 		{[]string{"-url", plain.control + "/readyz", "-ca", dir + "/ca.pem"}, exitFine},
 		{[]string{"-url", plain.control + "/readyz", "-ca", dir + "/other.pem"}, exitFailure},
 		{[]string{"-url", plain.control + "/readyz", "-ca", dir + "/none.pem"}, exitUsage},
+		{[]string{"-url", plain.control + "/readyz", "-ca", dir + "/other.pem", "-insecure"}, exitFine},
 		{[]string{"-url", mutual.control + "/readyz"}, exitFailure},
 		{[]string{"-url", mutual.control + "/readyz", "-cert", dir + "/ops.crt", "-key", dir + "/ops.key"}, exitFine},
 		{[]string{"-url", mutual.control + "/readyz", "-cert", dir + "/ops.crt"}, exitUsage},
