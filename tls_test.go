@@ -524,6 +524,62 @@ func project(t *testing.T, dir, version string, p pairPEM) {
 	link(t, version, dir+"/..data")
 }
 
+// Our own page is at https where the listener speaks TLS.
+func TestOwnPageMaySpendByTLS(t *testing.T) {
+	dir, ca := t.TempDir(), newAuthority(t)
+	ca.pair(t, "localhost").save(t, dir, "c")
+	s := startControl(t, "{cert_file: "+dir+"/c.crt, key_file: "+dir+"/c.key}")
+	client := secureClient(t, ca.pool)
+	for origin, want := range map[string]int{s.control: 200, "http://" + host(s.control): 403, "https://evil.test": 403, "null": 403} {
+		req, err := http.NewRequest("POST", s.control+"/allow?user_id=a", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Origin", origin)
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("Origin %s: got %d, want %d", origin, resp.StatusCode, want)
+		}
+	}
+	s.stop(t)
+}
+
+func TestFailedHandshakesAreNoRequests(t *testing.T) {
+	dir, ca := t.TempDir(), newAuthority(t)
+	for _, name := range []string{"a", "b", "c"} {
+		ca.pair(t, "a.test").save(t, dir, name)
+	}
+	s := secureGateway(t, dir, "")
+	for _, url := range []string{s.proxy, s.control} {
+		for _, text := range []string{"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n", "\x16\x03", ""} {
+			conn, err := net.Dial("tcp", host(url))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := conn.Write([]byte(text)); err != nil {
+				t.Fatal(err)
+			}
+			_ = conn.(*net.TCPConn).CloseWrite()
+			got, _ := io.ReadAll(conn) // a reset is fine too
+			if strings.Contains(string(got), "HTTP/") {
+				t.Errorf("%q: got %q", text, got)
+			}
+			conn.Close()
+		}
+	}
+	if got := statusBy(secureClient(t, ca.pool), secured(s.control)+"/livez"); got != 200 {
+		t.Errorf("afterwards: got %d, want 200", got)
+	}
+	s.stop(t)
+	if text := s.log.String(); strings.Contains(text, `"status":400`) || !strings.Contains(text, "TLS handshake failed") {
+		t.Errorf("the log is %s", text)
+	}
+}
+
 func TestSessionsAreResumedAcrossAReload(t *testing.T) {
 	dir, ca := t.TempDir(), newAuthority(t)
 	for _, name := range []string{"a", "b", "c"} {
