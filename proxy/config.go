@@ -14,6 +14,12 @@ import (
 type Config struct {
 	// Listen is the address of the proxy listener; "" turns it off.
 	Listen string `yaml:"listen"`
+	// TLS turns TLS on; nil for a listener that speaks plain HTTP.
+	TLS *TLSConfig `yaml:"tls"`
+	// ProxyProtocol says that every connection begins with a header of the
+	// PROXY protocol, version 1 or 2, that tells the client's address. Only
+	// TrustedProxies may connect then.
+	ProxyProtocol bool `yaml:"proxy_protocol"`
 	// TrustedProxies are the peers whose X-Forwarded-* fields are believed;
 	// addresses or CIDR prefixes. Default none.
 	TrustedProxies []Prefix `yaml:"trusted_proxies"`
@@ -31,6 +37,24 @@ type Config struct {
 	Upstreams map[string]UpstreamConfig `yaml:"upstreams"`
 	// Routes are tried in file order; the first match wins.
 	Routes []RouteConfig `yaml:"routes"`
+}
+
+// TLSConfig is the `tls` block of the proxy listener. Its files are PEM, read
+// again when they change; relative paths begin at the working directory.
+type TLSConfig struct {
+	// Certificates are at least one. A client gets the first that goes with the
+	// name it asks for, else the first of all.
+	Certificates []CertificateConfig `yaml:"certificates"`
+	// MinVersion is the oldest version of TLS that is spoken: 1.2 (also "") or 1.3.
+	MinVersion string `yaml:"min_version"`
+}
+
+// CertificateConfig is one certificate; both files are needed.
+type CertificateConfig struct {
+	// CertFile is the certificate, intermediates after it.
+	CertFile string `yaml:"cert_file"`
+	// KeyFile is its private key.
+	KeyFile string `yaml:"key_file"`
 }
 
 // UpstreamConfig is one named upstream. Durations and counts that are zero

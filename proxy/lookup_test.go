@@ -10,8 +10,9 @@ import (
 // and this query, or "refused".
 func lookedUp(t *testing.T, text, lines, query string) string {
 	t.Helper()
+	limits := defaultLimits()
 	r := &request{query: []byte(query), route: &route{name: "r"}}
-	if err := r.parseFields([]byte(lines + "\r\n")); err != nil {
+	if err := r.parseFields([]byte(lines+"\r\n"), &limits); err != nil {
 		t.Fatalf("%q: %v", lines, err)
 	}
 	tpl := template(t, text)

@@ -1,6 +1,9 @@
 package proxy
 
-import "bytes"
+import (
+	"bytes"
+	"math"
+)
 
 // reading is one way to understand a path. Servers differ in these points, so
 // a path that routes differently under two readings is refused: what we match
@@ -259,7 +262,7 @@ func (ps *pathParts) cutInto(scratch, path []byte, dots bool) ([]byte, bool) {
 }
 
 // noCut stands for no semicolon until the part is closed.
-const noCut = maxTargetBytes * 4
+const noCut = math.MaxInt
 
 func (ps *pathParts) open(by reading, start int) bool {
 	if ps.n == maxPathParts {

@@ -32,7 +32,7 @@ type Options struct {
 	Log zerolog.Logger
 	// LogRequests is LogAll, LogDenied or LogNone; "" is LogAll.
 	LogRequests string
-	// TLS is what clients are spoken to with; nil: plain text.
+	// TLS is what the listener speaks; nil for plain HTTP. It is cloned.
 	TLS *tls.Config
 }
 
@@ -50,12 +50,17 @@ type Proxy struct {
 	draining  atomic.Bool
 	// lastTrouble is when isNews said yes, in Unix nanoseconds.
 	lastTrouble atomic.Int64
+	// lastRefused is when logRefusedPeer wrote, in Unix nanoseconds.
+	lastRefused atomic.Int64
+	// proxyProtocol is Config.ProxyProtocol.
+	proxyProtocol bool
 }
 
 // New builds a proxy from a configuration that Validate found no fault with.
 func New(c Config, o Options) (*Proxy, error) {
 	p := &Proxy{
 		options: o, trusted: c.TrustedProxies, prefix6: c.IPv6Prefix,
+		proxyProtocol: c.ProxyProtocol,
 		router: newRouter(), upstreams: map[string]*upstream{},
 		metrics: newProxyMetrics(), headers: o.Limiter.Headers(),
 	}

@@ -49,6 +49,10 @@ const (
 var refusalNames = [refusalReasons]string{"connections", "connections_per_client", "handshake"}
 
 func newServer(p *Proxy, limits LimitsConfig, config *tls.Config) *server {
+	if config != nil {
+		config = config.Clone()
+		config.NextProtos = []string{"http/1.1"}
+	}
 	s := &server{
 		proxy: p, limits: limits, tls: config, stopped: make(chan struct{}),
 		listeners: map[net.Listener]bool{}, conns: map[*clientConn]bool{}, perClient: map[netip.Addr]int{},
@@ -150,6 +154,7 @@ func (s *server) run(c *clientConn) {
 	}()
 	if err := s.open(c); err != nil {
 		s.refused[refusedHandshake].Inc()
+		s.proxy.logRefusedPeer(c.peer, err)
 		return
 	}
 	client := s.clientOf(c.peer)
@@ -162,10 +167,19 @@ func (s *server) run(c *clientConn) {
 	c.serve()
 }
 
-// open does what comes before the first request.
-func (s *server) open(c *clientConn) error {
+// open does what comes before the first request: the PROXY header says who the
+// peer is, then TLS.
+func (s *server) open(c *clientConn) (err error) {
 	if addr, ok := c.socket.RemoteAddr().(*net.TCPAddr); ok {
 		c.peer = addr.AddrPort().Addr().Unmap().WithZone("")
+	}
+	if s.proxy.proxyProtocol {
+		var source netip.Addr
+		if c.Conn, source, err = s.proxy.readProxyHeader(c.Conn, c.peer); err != nil {
+			c.Conn = c.socket
+			return err
+		}
+		c.peer = source
 	}
 	if s.tls == nil {
 		return nil
@@ -174,7 +188,7 @@ func (s *server) open(c *clientConn) error {
 	ctx, cancel := context.WithTimeout(context.Background(), s.limits.HeaderTimeout)
 	defer cancel()
 	if err := secured.HandshakeContext(ctx); err != nil {
-		return err
+		return fmt.Errorf("TLS handshake: %w", err)
 	}
 	c.Conn, c.secure = secured, true
 	return nil

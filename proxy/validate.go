@@ -32,6 +32,12 @@ func (c *Config) Validate(capacity func(resource string) int64, report func(path
 		report("drain_timeout", "must be at least drain_delay, which is part of it")
 	}
 	c.Limits.validate(func(key, problem string) { report("limits."+key, problem) })
+	if c.ProxyProtocol && len(c.TrustedProxies) == 0 {
+		report("proxy_protocol", "is true, but trusted_proxies is empty: list there who may connect and say for whom")
+	}
+	if c.TLS != nil {
+		c.TLS.validate(func(key, problem string) { report("tls."+key, problem) })
+	}
 	for name, u := range c.Upstreams {
 		u.validate(name, func(key, problem string) { report("upstreams."+name+key, problem) })
 	}
@@ -45,6 +51,24 @@ func (c *Config) Validate(capacity func(resource string) int64, report func(path
 		names[rt.Name] = true
 		c.validateRoute(rt, at)
 		rt.validateCost(capacity, at)
+	}
+}
+
+// validate looks at the texts alone; whoever reads the files reports those.
+func (c *TLSConfig) validate(report func(key, problem string)) {
+	if len(c.Certificates) == 0 {
+		report("certificates", "is empty: write [{cert_file: FILE, key_file: FILE}], or leave tls out")
+	}
+	for i, each := range c.Certificates {
+		if each.CertFile == "" {
+			report(fmt.Sprintf("certificates[%d].cert_file", i), "is missing: give the PEM file of a certificate")
+		}
+		if each.KeyFile == "" {
+			report(fmt.Sprintf("certificates[%d].key_file", i), "is missing: give the PEM file of the certificate's private key")
+		}
+	}
+	if !slices.Contains([]string{"", "1.2", "1.3"}, c.MinVersion) {
+		report("min_version", fmt.Sprintf("%q is neither \"1.2\" nor \"1.3\"", c.MinVersion))
 	}
 }
 
