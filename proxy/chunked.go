@@ -22,7 +22,8 @@ const (
 	atDataCR                      // after the data
 	atDataLF                      // after its CR
 	atTrailer                     // at the start of a trailer line, or of the empty one
-	inTrailer                     // in a trailer line
+	inTrailerName                 // in the name of a trailer
+	inTrailer                     // behind its colon
 	atTrailerLF                   // after the CR of a trailer line
 	atEndLF                       // after the CR of the empty line
 	chunksDone
@@ -122,7 +123,13 @@ func (d *chunkDecoder) trailerByte(b byte) bool {
 			d.state = atEndLF
 			return true
 		}
-		d.state = inTrailer
+		d.state = inTrailerName
+		return tokenBytes[b]
+	case inTrailerName:
+		if b == ':' {
+			d.state = inTrailer
+			return true
+		}
 		return tokenBytes[b]
 	case inTrailer:
 		return d.lineByte(b, atTrailerLF)

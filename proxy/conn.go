@@ -68,8 +68,8 @@ type clientConn struct {
 
 var (
 	errInterrupted = errors.New("the wait for the client was interrupted")
-	errHeadTooSlow = &refusal{408, "the request head did not arrive in time"}
 	errBareLF      = &badRequest{"a header line does not end in CRLF"}
+	errNoMethod    = &badRequest{"the request does not begin with a method"}
 )
 
 // serve answers requests until the connection ends.
@@ -109,6 +109,10 @@ func (c *clientConn) readHead() error {
 			return nil
 		}
 		switch {
+		case !tokenBytes[text[0]]: // an empty line, a TLS handshake, nonsense
+			return errNoMethod
+		case len(text) >= limits.HeaderBytes && bytes.IndexByte(text, '\n') < 0:
+			return tooLongTarget(limits)
 		case len(text) >= limits.HeaderBytes:
 			return tooLargeHead(limits)
 		case hasBareLF(text, seen):
@@ -118,7 +122,7 @@ func (c *clientConn) readHead() error {
 		}
 		seen = len(text)
 		if err := c.fill(due); err != nil {
-			return headError(err)
+			return headError(err, limits)
 		}
 	}
 }
@@ -139,9 +143,9 @@ func hasBareLF(text []byte, from int) bool {
 }
 
 // headError says what it means that no more of a head came.
-func headError(err error) error {
+func headError(err error, limits *LimitsConfig) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return errHeadTooSlow
+		return tooSlowHead(limits)
 	}
 	return io.EOF // the client left amid its head: nobody reads an answer
 }
@@ -295,10 +299,11 @@ func (c *clientConn) send(p []byte, _ int, now time.Time) error {
 func (c *clientConn) finish(x *exchange) { c.closing, c.linger = x.closing, x.linger }
 
 // Close ends the connection. If the client may still be sending a body that
-// nobody read, it first ends our side and reads on for a moment: a close with
-// bytes unread resets the connection, and the client would lose our answer.
+// nobody read, or has sent another request, it first ends our side and reads on
+// for a moment: a close with bytes unread resets the connection, and the client
+// would lose our answer.
 func (c *clientConn) Close() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); c.linger && ok && half.CloseWrite() == nil {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok && (c.linger || c.hasBytes()) && half.CloseWrite() == nil {
 		c.linger = false
 		if c.socket.SetReadDeadline(time.Now().Add(lingerTimeout)) == nil {
 			_, _ = io.CopyN(io.Discard, c.socket, lingerMaxBytes)
