@@ -12,10 +12,12 @@ import (
 	"time"
 )
 
-// How a client's connection ends: see clientConn.Close and awaitRequest.
+// How a client's connection ends: see clientConn.Close and awaitRequest. What is
+// read on for is a body of the default size: many clients send theirs to its end
+// before they read.
 const (
 	lingerTimeout  = time.Second
-	lingerMaxBytes = 1 << 20
+	lingerMaxBytes = 16 << 20
 	lastWait       = time.Second
 )
 
@@ -278,7 +280,11 @@ func (c *clientConn) body() io.Reader { return &c.reader }
 
 var continueLine = []byte("HTTP/1.1 100 Continue\r\n\r\n")
 
+// proceed needs no word to a client that has begun to send its body unasked.
 func (c *clientConn) proceed(now time.Time) error {
+	if c.read < c.end {
+		return nil
+	}
 	return c.send(continueLine, len(continueLine), now)
 }
 
