@@ -15,17 +15,17 @@ var errChunk = errors.New("the chunked body is malformed")
 type chunkState uint8
 
 const (
-	inSize      chunkState = iota // the digits of a size
-	inExtension                   // between the digits and CR
-	atSizeLF                      // after the CR of the size line
-	inData                        // left bytes of data follow
-	atDataCR                      // after the data
-	atDataLF                      // after its CR
-	atTrailer                     // at the start of a trailer line, or of the empty one
-	inTrailerName                 // in the name of a trailer
-	inTrailer                     // behind its colon
-	atTrailerLF                   // after the CR of a trailer line
-	atEndLF                       // after the CR of the empty line
+	inSize        chunkState = iota // the digits of a size
+	inExtension                     // between the digits and CR
+	atSizeLF                        // after the CR of the size line
+	inData                          // left bytes of data follow
+	atDataCR                        // after the data
+	atDataLF                        // after its CR
+	atTrailer                       // at the start of a trailer line, or of the empty one
+	inTrailerName                   // in the name of a trailer
+	inTrailer                       // behind its colon
+	atTrailerLF                     // after the CR of a trailer line
+	atEndLF                         // after the CR of the empty line
 	chunksDone
 )
 

@@ -246,8 +246,12 @@ func TestSlowBodyIs408AndNeverEndsAtTheUpstream(t *testing.T) {
 // enough for its rate to count.
 func TestBodyBelowTheLeastRateIs408(t *testing.T) {
 	p := gateProxy(t)
-	l := listenLoopback(t)
-	client := dialLoopback(t, l.Addr().String())
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client := (&rig{addr: l.Addr().String()}).dial(t)
 	raw, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
