@@ -61,7 +61,7 @@ func New(c Config, o Options) (*Proxy, error) {
 	p := &Proxy{
 		options: o, trusted: c.TrustedProxies, prefix6: c.IPv6Prefix,
 		proxyProtocol: c.ProxyProtocol,
-		router: newRouter(), upstreams: map[string]*upstream{},
+		router:        newRouter(), upstreams: map[string]*upstream{},
 		metrics: newProxyMetrics(), headers: o.Limiter.Headers(),
 	}
 	for name, uc := range c.Upstreams {
