@@ -53,6 +53,7 @@ func (x *exchange) forward() {
 func (x *exchange) load(u *upstream) error {
 	r := &x.request
 	x.send = outgoing{host: u.host, isHead: string(r.method) == "HEAD"}
+	x.send.idempotent = r.length == 0 && isIdempotent(r.method)
 	x.out = x.appendHead(x.out[:0])
 	if r.length == 0 {
 		x.send.head = x.out
@@ -101,6 +102,8 @@ func (x *exchange) upstreamProblem(err error) {
 		x.problem(fasthttp.StatusBadGateway, "upstream "+name+" can't be reached", err)
 	case faultBusy:
 		x.problem(fasthttp.StatusServiceUnavailable, "all connections to upstream "+name+" are in use", err)
+	case faultUnhealthy:
+		x.problem(fasthttp.StatusServiceUnavailable, "upstream "+name+" has no healthy target", err)
 	case faultTimeout:
 		x.problem(fasthttp.StatusGatewayTimeout, "upstream "+name+" did not answer in time", err)
 	case faultProtocol:

@@ -53,6 +53,7 @@ type upstreamMetrics struct {
 	byClass [6]*metrics.Counter // by the first digit of the status
 	faults  [faultCount]*metrics.Counter
 	latency *metrics.PrometheusHistogram
+	retries *metrics.Counter
 }
 
 func newUpstreamMetrics(set *metrics.Set, name string, u *upstream) *upstreamMetrics {
@@ -63,9 +64,12 @@ func newUpstreamMetrics(set *metrics.Set, name string, u *upstream) *upstreamMet
 	for f := range faultCount {
 		m.faults[f] = set.NewCounter(fmt.Sprintf(`r8limiter_upstream_errors_total{upstream=%q,kind=%q}`, name, f))
 	}
+	m.retries = set.NewCounter(fmt.Sprintf(`r8limiter_upstream_retries_total{upstream=%q}`, name))
 	if !u.echo {
 		set.NewGauge(fmt.Sprintf(`r8limiter_upstream_connections{upstream=%q,state="open"}`, name), func() float64 { return float64(u.openConns()) })
 		set.NewGauge(fmt.Sprintf(`r8limiter_upstream_connections{upstream=%q,state="idle"}`, name), func() float64 { return float64(u.idleConns()) })
+		set.NewGauge(fmt.Sprintf(`r8limiter_upstream_targets{upstream=%q,state="healthy"}`, name), func() float64 { return float64(len(u.targets) - u.ejectedTargets()) })
+		set.NewGauge(fmt.Sprintf(`r8limiter_upstream_targets{upstream=%q,state="ejected"}`, name), func() float64 { return float64(u.ejectedTargets()) })
 	}
 	return m
 }
@@ -75,6 +79,13 @@ func (m *upstreamMetrics) answered(status int, took time.Duration) {
 		m.byClass[class].Inc()
 	}
 	m.latency.Update(took.Seconds())
+}
+
+// retried counts one more attempt; on nil it does nothing.
+func (m *upstreamMetrics) retried() {
+	if m != nil {
+		m.retries.Inc()
+	}
 }
 
 func (m *upstreamMetrics) failed(f fault) { m.faults[f].Inc() }

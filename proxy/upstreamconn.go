@@ -16,16 +16,17 @@ import (
 type fault uint8
 
 const (
-	faultConnect  fault = iota // 502: no connection, nothing was sent
-	faultBusy                  // 503: max_conns reached, nothing was sent
-	faultTimeout               // 504: too slow
-	faultProtocol              // 502: what it sent is no HTTP/1.1 response
-	faultClosed                // 502: it closed the connection too early
-	faultClient                // 400: the client's body could not be read
-	faultCount                 // how many there are
+	faultConnect   fault = iota // 502: no connection, nothing was sent
+	faultBusy                   // 503: max_conns reached, nothing was sent
+	faultUnhealthy              // 503: every target is ejected, nothing was sent
+	faultTimeout                // 504: too slow
+	faultProtocol               // 502: what it sent is no HTTP/1.1 response
+	faultClosed                 // 502: it closed the connection too early
+	faultClient                 // 400: the client's body could not be read
+	faultCount                  // how many there are
 )
 
-var faultNames = [faultCount]string{"connect", "busy", "timeout", "protocol", "closed", "client"}
+var faultNames = [faultCount]string{"connect", "busy", "unhealthy", "timeout", "protocol", "closed", "client"}
 
 // String is the value of the label kind.
 func (f fault) String() string { return faultNames[f] }
@@ -67,6 +68,9 @@ type outgoing struct {
 	bodyLen int64     // of body: bytes, or -1: chunked, and do frames the chunks
 	isHead  bool      // the method is HEAD, whose answer has no body
 	host    []byte    // the Host to name if the client named none
+	// idempotent says that the method is GET, HEAD or OPTIONS and there is no body.
+	idempotent bool
+	target     string // set by do: the target that was asked last, as configured
 }
 
 // The read buffer of a connection grows while a head doesn't fit. A large one
@@ -82,7 +86,12 @@ const (
 type upstreamConn struct {
 	net.Conn
 	upstream  *upstream
+	target    *target
+	tls       *tlsConn // the same as Conn; nil without TLS
 	idleSince time.Time
+	resolved  uint32 // which look-up of the target's name has this address
+	reused    bool   // it carried a request before
+	wrote     bool   // a byte of the present request was written
 
 	raw     syscall.RawConn
 	peek    func(fd uintptr) // sets what follows; made once, because a closure a call would be garbage
@@ -111,6 +120,9 @@ func newUpstreamConn(raw net.Conn, u *upstream) (*upstreamConn, error) {
 // neither closed it nor sent anything that nobody asked for, which would be taken
 // for the next answer. Control, unlike Read, works also when a deadline is over.
 func (c *upstreamConn) isQuiet() bool {
+	if c.tls != nil {
+		return c.tls.isQuiet()
+	}
 	return c.raw.Control(c.peek) == nil && c.peekErr == syscall.EAGAIN
 }
 
@@ -120,6 +132,9 @@ func (c *upstreamConn) isQuiet() bool {
 func (c *upstreamConn) refused() bool {
 	if c.raw.Control(c.peek) != nil || c.peekErr != nil {
 		return false // the next write will tell
+	}
+	if c.tls != nil {
+		return c.peekN == 0 // an answer can't be told from a session ticket
 	}
 	return c.peekN == 0 || c.peekN == len(c.peeked) && c.peeked[c.peekN-1] >= '4'
 }
@@ -180,12 +195,17 @@ func (c *upstreamConn) setReadBy(due time.Time) error {
 }
 
 // write sends p. It gives up when that takes longer than the upstream's
-// idleTimeout. Like in receive, the deadline is moved only when it has passed.
+// idleTimeout. Like in receive, the deadline is moved only when it has passed;
+// but with TLS, which a write that was cut short spoils for good, always.
 func (c *upstreamConn) write(p []byte) error {
 	due := time.Now().Add(c.upstream.idleTimeout)
+	if c.tls != nil {
+		c.writeBy = time.Time{}
+	}
 	for {
 		if !c.writeBy.IsZero() {
 			n, err := c.Conn.Write(p)
+			c.wrote = c.wrote || n > 0
 			if err == nil || !c.writeBy.Before(due) || !errors.Is(err, os.ErrDeadlineExceeded) {
 				return err
 			}
