@@ -169,9 +169,9 @@ func (t *target) checked(err error) {
 // that a full pool is no ill health. It takes no longer than the check's time-out.
 func (t *target) probe(ctx context.Context) error {
 	check, due := t.upstream.check, time.Now().Add(t.upstream.check.Timeout)
-	ctx, cancel := context.WithDeadline(ctx, due)
+	connecting, cancel := context.WithDeadline(ctx, due)
 	defer cancel()
-	c, err := t.connect(ctx)
+	c, err := t.connect(connecting)
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}

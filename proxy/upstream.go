@@ -191,31 +191,29 @@ func (u *upstream) pick(tried uint64) *target {
 		}
 	}
 	left := (1<<len(u.targets) - 1) &^ (out | tried)
+	if u.leastConn {
+		left = u.leastBusy(left)
+	}
 	n := bits.OnesCount64(left)
 	if n == 0 {
 		return nil
 	}
-	rest := left
 	for range u.next.Add(1) % uint64(n) {
-		rest &= rest - 1
+		left &= left - 1
 	}
-	if u.leastConn {
-		return u.leastBusy(rest, left&^rest)
-	}
-	return u.targets[bits.TrailingZeros64(rest)]
+	return u.targets[bits.TrailingZeros64(left)]
 }
 
-// leastBusy is the target with the fewest requests, the first of several,
-// of those in one set and then in the other.
-func (u *upstream) leastBusy(sets ...uint64) *target {
-	var best *target
+// leastBusy is the subset of the targets with the fewest requests.
+func (u *upstream) leastBusy(set uint64) (best uint64) {
 	least := 0
-	for _, set := range sets {
-		for ; set != 0; set &= set - 1 {
-			t := u.targets[bits.TrailingZeros64(set)]
-			if load := t.load(); best == nil || load < least {
-				best, least = t, load
-			}
+	for ; set != 0; set &= set - 1 {
+		t := u.targets[bits.TrailingZeros64(set)]
+		switch load := t.load(); {
+		case best == 0 || load < least:
+			best, least = t.bit, load
+		case load == least:
+			best |= t.bit
 		}
 	}
 	return best
