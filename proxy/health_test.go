@@ -143,7 +143,7 @@ func TestWhatEjectsATarget(t *testing.T) {
 			return &outgoing{head: []byte("POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n"), body: failing{fault}, bodyLen: 9}
 		}, 0},
 		{"closes amid an upload", func(p *peer) { _, _ = p.r.ReadString('\n') }, func() *outgoing {
-			return &outgoing{head: []byte("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"), body: io.LimitReader(zeros{}, 4<<20), bodyLen: -1}
+			return &outgoing{head: []byte("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"), body: io.LimitReader(zeros{}, 1<<20), bodyLen: -1}
 		}, 0},
 		{"closes used connections", closesSecond, nil, 0},
 		{"closes fresh connections", func(p *peer) { p.take() }, nil, 1},
@@ -155,7 +155,7 @@ func TestWhatEjectsATarget(t *testing.T) {
 			t.Parallel()
 			s, good := startRaw(t, tt.script), startRaw(t, always(answerOK))
 			u := upstreamTo(t, s.target(), good.target())
-			u.responseTimeout = 50 * time.Millisecond
+			u.responseTimeout = 400 * time.Millisecond
 			for range 10 {
 				out := &outgoing{head: []byte(getHead)}
 				if tt.out != nil {

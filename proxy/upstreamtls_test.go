@@ -92,7 +92,11 @@ func (a *testAuthority) listen(t *testing.T, files pairFiles, change ...func(c *
 	for _, f := range change {
 		f(config)
 	}
-	return tls.NewListener(listenLoopback(t), config)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.NewListener(l, config)
 }
 
 // upstream is one that trusts a, to s.
