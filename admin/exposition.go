@@ -57,6 +57,8 @@ var families = map[string]family{
 	"r8limiter_upstream_errors_total":            {"counter", "Forwarded requests that got no whole answer, by upstream and kind of error."},
 	"r8limiter_upstream_latency_seconds":         {"histogram", "Time from forwarding a request to the end of the upstream's answer, by upstream."},
 	"r8limiter_upstream_requests_total":          {"counter", "Answers of an upstream by class of status."},
+	"r8limiter_upstream_retries_total":           {"counter", "Further attempts to send a request that the upstream had not begun with, by upstream."},
+	"r8limiter_upstream_targets":                 {"gauge", "Targets of an upstream by state, healthy or ejected."},
 
 	"go_cgo_calls_count":                            {"untyped", "Calls from Go to C."},
 	"go_cpu_count":                                  {"untyped", "Logical processors that this process can use."},

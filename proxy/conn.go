@@ -42,6 +42,8 @@ type client interface {
 	// send sends a piece of an answer. The first head bytes of p are its head,
 	// interim or final, as HTTP/1.1 writes it; what follows is body.
 	send(p []byte, head int, now time.Time) error
+	// trail sends trailers where they are no part of the body, as in HTTP/2.
+	trail(trailers []field)
 	// finish is told how the exchange ended.
 	finish(x *exchange)
 }
@@ -318,6 +320,8 @@ func (c *clientConn) send(p []byte, _ int, now time.Time) error {
 	_, err := c.Conn.Write(p)
 	return err
 }
+
+func (c *clientConn) trail([]field) {}
 
 func (c *clientConn) finish(x *exchange) { c.closing, c.linger = x.closing, x.linger }
 

@@ -3,7 +3,6 @@ package proxy
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -65,7 +64,9 @@ func New(c Config, o Options) (*Proxy, error) {
 		metrics: newProxyMetrics(), headers: o.Limiter.Headers(),
 	}
 	for name, uc := range c.Upstreams {
-		u, err := newNamedUpstream(name, uc.withDefaults())
+		options := uc.options(name)
+		options.log = o.Log
+		u, err := newUpstream(options)
 		if err != nil {
 			return nil, fmt.Errorf("upstream %s: %w", name, err)
 		}
@@ -79,25 +80,16 @@ func New(c Config, o Options) (*Proxy, error) {
 		}
 		p.router.add(rt, c.Routes[i].Match.Host)
 	}
-	p.exchanges.New = func() any { return &exchange{proxy: p} }
+	p.exchanges.New = func() any {
+		x := &exchange{proxy: p}
+		x.onInterim = x.interim
+		return x
+	}
 	p.server = newServer(p, c.Limits, o.TLS)
+	for _, u := range p.upstreams {
+		u.start()
+	}
 	return p, nil
-}
-
-// echoTarget is the target that needs no server: it mirrors the request as JSON.
-const echoTarget = "echo:"
-
-func newNamedUpstream(name string, c UpstreamConfig) (*upstream, error) {
-	if len(c.Targets) != 1 {
-		return nil, errors.New("needs exactly one target")
-	}
-	if c.Targets[0] == echoTarget {
-		return &upstream{upstreamOptions: upstreamOptions{name: name}, echo: true, host: []byte("localhost")}, nil
-	}
-	return newUpstream(upstreamOptions{
-		name: name, target: c.Targets[0], connectTimeout: c.ConnectTimeout,
-		responseTimeout: c.ResponseTimeout, idleTimeout: c.IdleTimeout, maxConns: c.MaxConns,
-	})
 }
 
 func (p *Proxy) newRoute(index int, c *RouteConfig) (*route, error) {

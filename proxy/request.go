@@ -66,9 +66,10 @@ type request struct {
 	secure   bool // came over TLS
 	close    bool // the client wants the connection closed after the answer
 
-	length  int64 // of the body: bytes, 0 for none, -1 for chunked
-	framed  bool  // the client gave a length or an encoding
-	expects bool  // the client waits for a word before it sends the body
+	length  int64  // of the body: bytes, 0 for none, -1 for chunked
+	framed  bool   // the client gave a length or an encoding
+	upgrade []byte // the protocol to change to, if the upstream will; see upgradeOf
+	expects bool   // the client waits for a word before it sends the body
 	peer    netip.Addr
 	client  netip.Addr
 	trusted bool // the peer's X-Forwarded-* are believed
