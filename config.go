@@ -122,6 +122,11 @@ func (c *Config) validate(report func(path, problem string)) {
 		}
 		return max(1, l.Capacity([]byte(resource)))
 	}, below("proxy"))
+	for _, files := range []*tlsFiles{c.proxyTLS(), c.adminTLS()} {
+		if files != nil {
+			files.read(keyring{}, report)
+		}
+	}
 	if c.Proxy.Listen != "" && c.Proxy.Listen == c.Admin.Listen && !strings.HasSuffix(c.Admin.Listen, ":0") {
 		report("admin.listen", "is the address of the proxy listener too; give each its own")
 	}

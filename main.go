@@ -2,19 +2,16 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"os/signal"
 	"runtime/debug"
 	"strings"
 	"syscall"
-	"time"
 )
 
 // version is set by the linker; see the Makefile.
@@ -29,7 +26,8 @@ const (
 
 const usage = `usage: r8limiter [serve] [-config FILE]   run
        r8limiter check [-config FILE]     validate a configuration
-       r8limiter health [-url URL]        ask a running instance whether it is ready
+       r8limiter health [-url URL] [-ca FILE | -insecure] [-cert FILE -key FILE]
+                                          ask a running instance whether it is ready
        r8limiter version
 `
 
@@ -63,13 +61,17 @@ func (p *program) run() int {
 	flags := flag.NewFlagSet(command, flag.ContinueOnError)
 	flags.SetOutput(p.stderr)
 	flags.Usage = func() { fmt.Fprint(p.stderr, usage) }
-	config, url := "", ""
+	config, h := "", healthCheck{}
 	switch command {
 	case "serve", "check":
 		flags.StringVar(&config, "config", "", "configuration file")
 	case "health":
 		flags.StringVar(&config, "config", "", "configuration file, for the address")
-		flags.StringVar(&url, "url", "", "address of /readyz")
+		flags.StringVar(&h.url, "url", "", "address of /readyz")
+		flags.BoolVar(&h.insecure, "insecure", false, "take any certificate")
+		flags.StringVar(&h.ca, "ca", "", "who signs the certificate of an https address")
+		flags.StringVar(&h.pair.cert, "cert", "", "certificate to show, where admin.tls.client_ca_file wants one")
+		flags.StringVar(&h.pair.key, "key", "", "its private key")
 	case "version":
 	default:
 		fmt.Fprintf(p.stderr, "unknown command %q\n%s", command, usage)
@@ -87,7 +89,7 @@ func (p *program) run() int {
 	return map[string]func() int{
 		"serve":   func() int { return p.serve(p.configFile(config)) },
 		"check":   func() int { return p.check(p.configFile(config)) },
-		"health":  func() int { return p.health(url, p.configFile(config)) },
+		"health":  func() int { return p.health(h, p.configFile(config)) },
 		"version": p.version,
 	}[command]()
 }
@@ -127,41 +129,6 @@ func buildVersion() string {
 		return info.Main.Version
 	}
 	return "unknown"
-}
-
-// health asks a running instance for /readyz.
-func (p *program) health(url, file string) int {
-	if url == "" {
-		c, problems := p.load(file)
-		if p.complain(file, problems) {
-			return exitFailure
-		}
-		url = "http://" + reachable(c.Admin.Listen) + "/readyz"
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		fmt.Fprintf(p.stderr, "health: %v; write -url http://host:port/readyz\n", err)
-		return exitUsage
-	}
-	// Whatever proxy the environment names, this is about the one instance.
-	client := http.Client{
-		Transport:     &http.Transport{DisableKeepAlives: true},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		fmt.Fprintf(p.stderr, "health: %v; is r8limiter running there?\n", err)
-		return exitFailure
-	}
-	defer resp.Body.Close()
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-	fmt.Fprintf(p.stdout, "%s: %d %s\n", url, resp.StatusCode, strings.TrimSpace(string(body)))
-	if resp.StatusCode != http.StatusOK {
-		return exitFailure
-	}
-	return exitFine
 }
 
 // reachable turns a wildcard listen address into one that can be dialled.

@@ -185,6 +185,7 @@ type started struct {
 	proxy, control string
 	signals        chan os.Signal
 	exit           chan int
+	log            *bytes.Buffer // to be read once it has ended
 }
 
 func start(t *testing.T, config string) *started {
@@ -193,20 +194,24 @@ func start(t *testing.T, config string) *started {
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := &started{signals: make(chan os.Signal, 2), exit: make(chan int, 1)}
+	s := &started{signals: make(chan os.Signal, 2), exit: make(chan int, 1), log: new(bytes.Buffer)}
 	addrs := make(chan [2]string, 1)
-	var log bytes.Buffer
 	p := &program{
-		args: []string{"-config", file}, stdout: io.Discard, stderr: &log, env: noEnv,
-		signals:   s.signals,
-		listening: func(proxy, control net.Addr) { addrs <- [2]string{proxy.String(), control.String()} },
+		args: []string{"-config", file}, stdout: io.Discard, stderr: s.log, env: noEnv,
+		signals: s.signals,
+		listening: func(proxy, control net.Addr) {
+			if proxy == nil { // it is off
+				proxy = &net.TCPAddr{}
+			}
+			addrs <- [2]string{proxy.String(), control.String()}
+		},
 	}
 	go func() { s.exit <- p.run() }()
 	select {
 	case a := <-addrs:
 		s.proxy, s.control = "http://"+a[0], "http://"+a[1]
 	case code := <-s.exit:
-		t.Fatalf("exit code %d before serving: %s", code, log.String())
+		t.Fatalf("exit code %d before serving: %s", code, s.log.String())
 	}
 	return s
 }

@@ -67,6 +67,12 @@ func (l *processLog) lines() []string {
 // port 0, and waits until it is alive. It ends with the test.
 func startProcess(t *testing.T, config string) *process {
 	t.Helper()
+	return startProcessBy(t, config, func(*exec.Cmd) {})
+}
+
+// startProcessBy is startProcess with a command that is changed before.
+func startProcessBy(t *testing.T, config string, change func(*exec.Cmd)) *process {
+	t.Helper()
 	file := filepath.Join(t.TempDir(), "config.yaml")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
@@ -81,6 +87,7 @@ func startProcess(t *testing.T, config string) *process {
 	if _, err := p.command.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}
+	change(p.command)
 	if err := p.command.Start(); err != nil {
 		t.Fatal(err)
 	}

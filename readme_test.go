@@ -128,12 +128,13 @@ func startExample(t *testing.T) *started {
 }
 
 // TestReadmeMetricsExist looks for every metric that the documentation names in
-// what a gateway with Redis shows.
+// what a gateway with Redis shows, and one with TLS.
 func TestReadmeMetricsExist(t *testing.T) {
 	socket := redistest.Start(t).Socket()
 	g := startGateway(t, httptestServer(t, func(http.ResponseWriter, *http.Request) {}), socket)
 	ask(t, g.proxy+"/")
 	_, metrics := ask(t, g.control+"/metrics")
+	metrics += secureMetrics(t)
 	names := regexp.MustCompile("`(r8limiter_[a-z0-9_]+[a-z0-9]|requests_total|active_keys|request_latency_seconds)\\b").FindAllStringSubmatch(readme(t), -1)
 	if len(names) < 10 {
 		t.Fatalf("found only %v", names)

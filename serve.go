@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -29,7 +30,10 @@ type gateway struct {
 	admin *admin.Server
 
 	proxyListener, adminListener net.Listener
-	ended                        chan error // one for each listener
+	// What the listeners show where they speak TLS; nil where they don't.
+	proxyTLS, adminTLS *credentials
+
+	ended chan error // one for each listener
 }
 
 // serve runs until a signal, or until a listener fails.
@@ -55,8 +59,25 @@ func (p *program) serve(file string) int {
 	}
 	g.greet(&c, file)
 	g.join(&c)
+	defer g.keepCredentials()()
 	g.start()
 	return g.wait()
+}
+
+// keepCredentials lets certificates follow their files until the function that
+// it returns is called, which waits for the end of it.
+func (g *gateway) keepCredentials() (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	for _, c := range []*credentials{g.proxyTLS, g.adminTLS} {
+		if c != nil {
+			running.Go(func() { c.run(ctx) })
+		}
+	}
+	return func() {
+		cancel()
+		running.Wait()
+	}
 }
 
 // setLogTime says how all loggers of the process write times.
@@ -90,11 +111,21 @@ func (g *gateway) build(c *Config, out *logWriter) error {
 	g.limiter = limiter.New(c.Limiter, store)
 	writers := []func(io.Writer){out.WriteMetrics}
 	if c.Proxy.Listen != "" {
-		var err error
-		if g.proxy, err = proxy.New(c.Proxy, proxy.Options{Limiter: g.limiter, Log: g.log, LogRequests: c.Log.Requests}); err != nil {
+		if err := g.buildProxy(c); err != nil {
 			return fmt.Errorf("build proxy: %w", err)
 		}
 		writers = append(writers, g.proxy.WriteMetrics)
+	}
+	if files := c.adminTLS(); files != nil {
+		var err error
+		if g.adminTLS, err = newCredentials(files, g.log); err != nil {
+			return err
+		}
+	}
+	for _, each := range []*credentials{g.proxyTLS, g.adminTLS} {
+		if each != nil {
+			writers = append(writers, each.WriteMetrics)
+		}
 	}
 	g.admin = admin.New(c.Admin, admin.Deps{
 		Limiter: g.limiter, Log: g.log, LogRequests: c.Log.Requests, Metrics: writers,
@@ -103,17 +134,46 @@ func (g *gateway) build(c *Config, out *logWriter) error {
 	return nil
 }
 
-// listen binds both listeners before either serves.
+func (g *gateway) buildProxy(c *Config) (err error) {
+	o := proxy.Options{Limiter: g.limiter, Log: g.log, LogRequests: c.Log.Requests}
+	if files := c.proxyTLS(); files != nil {
+		if g.proxyTLS, err = newCredentials(files, g.log); err != nil {
+			return err
+		}
+		o.TLS = g.proxyTLS.config()
+	}
+	g.proxy, err = proxy.New(c.Proxy, o)
+	return err
+}
+
+// listen has both listeners, inherited or bound, before either serves.
 func (g *gateway) listen(c *Config) error {
-	var err error
-	if g.adminListener, err = net.Listen("tcp", c.Admin.Listen); err != nil {
-		return fmt.Errorf("admin.listen: %w; free the address or change it", err)
+	sockets, err := inheritedSockets(g.program.env)
+	if err != nil {
+		return err
 	}
-	if g.proxy == nil {
-		return nil
+	control := &place{name: "control", key: "admin.listen", listen: c.Admin.Listen}
+	places := []*place{control}
+	front := &place{name: "proxy", key: "proxy.listen", listen: c.Proxy.Listen}
+	if g.proxy != nil {
+		places = []*place{front, control}
 	}
-	if g.proxyListener, err = net.Listen("tcp", c.Proxy.Listen); err != nil {
-		return errors.Join(fmt.Errorf("proxy.listen: %w; free the address or change it", err), g.adminListener.Close())
+	err = seat(sockets, places)
+	for _, p := range places {
+		if err == nil {
+			err = p.bind()
+		}
+	}
+	if err != nil {
+		closeSockets(sockets)
+		closePlaces(places)
+		return err
+	}
+	g.proxyListener, g.adminListener = front.listener, control.listener
+	if g.adminTLS != nil {
+		config := g.adminTLS.config()
+		config.NextProtos = []string{"http/1.1"}
+		g.adminListener = tls.NewListener(g.adminListener, config)
 	}
 	return nil
 }

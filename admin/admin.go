@@ -267,6 +267,10 @@ func find(x *exchange) *endpoint {
 
 // handleBroken answers a request that fasthttp could not read.
 func (s *Server) handleBroken(ctx *fasthttp.RequestCtx, err error) {
+	if state := ctx.TLSConnectionState(); state != nil && !state.HandshakeComplete {
+		s.Log.Info().Str("listener", "control").Stringer("peer", ctx.RemoteAddr()).Err(err).Msg("TLS handshake failed")
+		return
+	}
 	x := begin(ctx)
 	// What was read up to the error is not to be trusted, nor logged.
 	x.path, x.query = nil, nil

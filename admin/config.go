@@ -26,6 +26,22 @@ type Config struct {
 	// ReadyWhenDegraded keeps /readyz at 200 while the store is down and
 	// limiter.on_store_error is not deny.
 	ReadyWhenDegraded bool `yaml:"ready_when_degraded"`
+	// TLS turns TLS on; nil for a listener that speaks plain HTTP.
+	TLS *TLSConfig `yaml:"tls"`
+}
+
+// TLSConfig is the `tls` block of the control listener. Its files are PEM,
+// read again when they change; relative paths begin at the working directory.
+type TLSConfig struct {
+	// CertFile is the certificate, intermediates after it; needed.
+	CertFile string `yaml:"cert_file"`
+	// KeyFile is its private key; needed.
+	KeyFile string `yaml:"key_file"`
+	// MinVersion is the oldest version of TLS that is spoken: 1.2 (also "") or 1.3.
+	MinVersion string `yaml:"min_version"`
+	// ClientCAFile holds the authorities of which every client must show a
+	// certificate, whatever it asks for; "" for no such demand.
+	ClientCAFile string `yaml:"client_ca_file"`
 }
 
 // DefaultConfig listens on the loopback interface, without tokens.
@@ -44,6 +60,22 @@ func (c *Config) Validate(report func(path, problem string)) {
 	}
 	if problem := tokenProblem(c.AllowToken); problem != "" {
 		report("allow_token", problem)
+	}
+	if c.TLS != nil {
+		c.TLS.validate(func(key, problem string) { report("tls."+key, problem) })
+	}
+}
+
+// validate looks at the texts alone; whoever reads the files reports those.
+func (c *TLSConfig) validate(report func(key, problem string)) {
+	if c.CertFile == "" {
+		report("cert_file", "is missing: give the PEM file of the listener's certificate, or leave tls out")
+	}
+	if c.KeyFile == "" {
+		report("key_file", "is missing: give the PEM file of the certificate's private key, or leave tls out")
+	}
+	if c.MinVersion != "" && c.MinVersion != "1.2" && c.MinVersion != "1.3" {
+		report("min_version", strconv.Quote(c.MinVersion)+` is neither "1.2" nor "1.3"`)
 	}
 }
 

@@ -23,6 +23,8 @@ var families = map[string]family{
 
 	"r8limiter_build_info":                       {"gauge", "Always 1; the labels hold the version of this program and of Go."},
 	"r8limiter_connections_refused_total":        {"counter", "Clients' connections refused, by the limit that was reached; handshake: TLS or PROXY protocol failed."},
+	"r8limiter_certificate_not_after_seconds":    {"gauge", "When the first certificate of a listener expires, in Unix time."},
+	"r8limiter_certificate_reload_successful":    {"gauge", "Whether all files of a listener's TLS could be used when they were last read, 0 or 1."},
 	"r8limiter_connections":                      {"gauge", "Open connections of clients by listener."},
 	"r8limiter_lease_tokens":                     {"gauge", "Tokens that this gateway has debited in advance and not spent."},
 	"r8limiter_lease_tokens_total":               {"counter", "Tokens of leases by event: granted, returned unspent, or lost unspent."},
@@ -55,6 +57,8 @@ var families = map[string]family{
 	"r8limiter_upstream_errors_total":            {"counter", "Forwarded requests that got no whole answer, by upstream and kind of error."},
 	"r8limiter_upstream_latency_seconds":         {"histogram", "Time from forwarding a request to the end of the upstream's answer, by upstream."},
 	"r8limiter_upstream_requests_total":          {"counter", "Answers of an upstream by class of status."},
+	"r8limiter_upstream_retries_total":           {"counter", "Further attempts to send a request that the upstream had not begun with, by upstream."},
+	"r8limiter_upstream_targets":                 {"gauge", "Targets of an upstream by state, healthy or ejected."},
 
 	"go_cgo_calls_count":                            {"untyped", "Calls from Go to C."},
 	"go_cpu_count":                                  {"untyped", "Logical processors that this process can use."},

@@ -79,7 +79,11 @@ func (s *Server) isNoPage(x *exchange, what string) bool {
 	if h.IsGet() || h.IsHead() || len(origins) == 0 {
 		return true
 	}
-	if host, ok := bytes.CutPrefix(origins[0], []byte("http://")); ok && len(origins) == 1 && isLocalHost(h.Host()) && bytes.Equal(host, h.Host()) {
+	scheme := "http://"
+	if x.ctx.IsTLS() {
+		scheme = "https://"
+	}
+	if host, ok := bytes.CutPrefix(origins[0], []byte(scheme)); ok && len(origins) == 1 && isLocalHost(h.Host()) && bytes.Equal(host, h.Host()) {
 		return true
 	}
 	x.refuse(fasthttp.StatusForbidden, what+" is not for web pages: set its token and send it as Authorization: Bearer")

@@ -197,7 +197,7 @@ func (c *RedisConfig) placeOfAddrs(report func(path, problem string)) redisPlace
 	validateUser("", c.Username, c.Password, report)
 	p := redisPlace{network: "tcp", addrs: c.Addrs, username: c.Username, password: c.Password, db: c.DB}
 	if c.TLS != nil {
-		p.tls = c.TLS.read(below("tls", report))
+		p.tls = c.TLS.Read(below("tls", report))
 	}
 	return p
 }
@@ -252,7 +252,7 @@ func (c *RedisConfig) placeOfURL(report func(path, problem string)) redisPlace {
 	if c.TLS == nil {
 		return p
 	}
-	config := c.TLS.read(below("tls", report))
+	config := c.TLS.Read(below("tls", report))
 	switch {
 	case p.tls != nil:
 		p.tls = config

@@ -35,9 +35,9 @@ func (c *RedisTLSConfig) system() *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.ServerName}
 }
 
-// read is c with the files. It reports what can't be used by its path inside
+// Read is c with the files. It reports what can't be used by its path inside
 // the tls block.
-func (c *RedisTLSConfig) read(report func(path, problem string)) *tls.Config {
+func (c *RedisTLSConfig) Read(report func(path, problem string)) *tls.Config {
 	config := c.system()
 	if c.CAFile != "" {
 		roots, err := readAuthorities(c.CAFile)

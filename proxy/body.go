@@ -8,7 +8,6 @@ import (
 )
 
 var (
-	errBodyTooSlow  = &refusal{408, "the request body did not arrive in time"}
 	errBodyOverhead = &refusal{413, "the framing of the request body is larger than what it holds"}
 	errUnread       = errors.New("a request body was left unread")
 )
@@ -55,7 +54,7 @@ func (b *requestBody) readSome(p []byte) int {
 	}
 	n, err := b.receive(p)
 	if err != nil {
-		b.err = bodyError(err)
+		b.err = bodyError(err, &b.conn.server.limits)
 		return 0
 	}
 	if b.chunked {
@@ -80,8 +79,8 @@ func (b *requestBody) receive(p []byte) (int, error) {
 	limits, start := &c.server.limits, time.Now()
 	n, err := c.receive(p, start.Add(limits.BodyTimeout))
 	b.waited += time.Since(start)
-	if limits.tooSlow(b.size, b.waited) {
-		return 0, errBodyTooSlow
+	if limits.tooThin(b.size, b.waited) {
+		return 0, tooThinBody(limits)
 	}
 	return n, err
 }
@@ -121,10 +120,10 @@ func (b *requestBody) putBack(rest []byte) {
 	b.conn.unread(rest)
 }
 
-func bodyError(err error) error {
+func bodyError(err error, limits *LimitsConfig) error {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return errBodyTooSlow
+		return tooSlowBody(limits)
 	case err == io.EOF:
 		return io.ErrUnexpectedEOF
 	}

@@ -1,7 +1,8 @@
 package proxy
 
 // Tables of the bytes that RFC 9110 allows in a token and RFC 3986 in a
-// registered name.
+// registered name. A name has no escapes here: a%2eb would be a.b to those only
+// who decode it.
 var tokenBytes, hostBytes = func() (token, host [256]bool) {
 	for c := '0'; c <= 'z'; c++ {
 		alnum := c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a'
@@ -10,7 +11,7 @@ var tokenBytes, hostBytes = func() (token, host [256]bool) {
 	for _, c := range "!#$%&'*+-.^_`|~" {
 		token[c] = true
 	}
-	for _, c := range "-._~!$&'()*+;=%" {
+	for _, c := range "-._~!$&'()*+;=" {
 		host[c] = true
 	}
 	return token, host

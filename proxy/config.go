@@ -4,6 +4,7 @@
 package proxy
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -14,6 +15,12 @@ import (
 type Config struct {
 	// Listen is the address of the proxy listener; "" turns it off.
 	Listen string `yaml:"listen"`
+	// TLS turns TLS on; nil for a listener that speaks plain HTTP.
+	TLS *TLSConfig `yaml:"tls"`
+	// ProxyProtocol says that every connection begins with a header of the
+	// PROXY protocol, version 1 or 2, that tells the client's address. Only
+	// TrustedProxies may connect then.
+	ProxyProtocol bool `yaml:"proxy_protocol"`
 	// TrustedProxies are the peers whose X-Forwarded-* fields are believed;
 	// addresses or CIDR prefixes. Default none.
 	TrustedProxies []Prefix `yaml:"trusted_proxies"`
@@ -33,20 +40,89 @@ type Config struct {
 	Routes []RouteConfig `yaml:"routes"`
 }
 
+// TLSConfig is the `tls` block of the proxy listener. Its files are PEM, read
+// again when they change; relative paths begin at the working directory.
+type TLSConfig struct {
+	// Certificates are at least one. A client gets the first that goes with the
+	// name it asks for, else the first of all.
+	Certificates []CertificateConfig `yaml:"certificates"`
+	// MinVersion is the oldest version of TLS that is spoken: 1.2 (also "") or 1.3.
+	MinVersion string `yaml:"min_version"`
+}
+
+// CertificateConfig is one certificate; both files are needed.
+type CertificateConfig struct {
+	// CertFile is the certificate, intermediates after it.
+	CertFile string `yaml:"cert_file"`
+	// KeyFile is its private key.
+	KeyFile string `yaml:"key_file"`
+}
+
 // UpstreamConfig is one named upstream. Durations and counts that are zero
 // take the default given here.
 type UpstreamConfig struct {
-	// Targets holds one address: http://host:port, unix:/path, or echo: (which
-	// mirrors the request as JSON).
+	// Targets are 1 to 64 servers that can all serve any request: http://host:port,
+	// https://host:port or unix:/path; or echo: (which mirrors the request as JSON) alone.
 	Targets []string `yaml:"targets"`
-	// ConnectTimeout bounds connecting; default 2s.
+	// Balance is round_robin (default), or least_conn: the target with the
+	// fewest requests in flight.
+	Balance string `yaml:"balance"`
+	// ConnectTimeout bounds connecting, TLS included; default 2s.
 	ConnectTimeout time.Duration `yaml:"connect_timeout"`
 	// ResponseTimeout bounds the wait for the response head; default 30s.
 	ResponseTimeout time.Duration `yaml:"response_timeout"`
 	// IdleTimeout bounds the wait between two reads of a body; default 60s.
 	IdleTimeout time.Duration `yaml:"idle_timeout"`
-	// MaxConns is the number of connections to the target at most; default 1024.
+	// MaxConns is the number of connections to each target at most, and of
+	// requests that wait for one; default 1024.
 	MaxConns int `yaml:"max_conns"`
+	// QueueTimeout bounds the wait for one of MaxConns, first come first served;
+	// 0 means no waiting; nil is the default 100ms.
+	QueueTimeout *time.Duration `yaml:"queue_timeout"`
+	// Retries is how often a request is sent again, to another target where there
+	// is one, 0 to 10; nil is the default 1. It happens only if no byte of the request
+	// was written, or if a used connection was closed without a byte of an answer and
+	// the method is GET, HEAD or OPTIONS without a body.
+	Retries *int `yaml:"retries"`
+	// HealthCheck says how targets are checked; nil: not at all.
+	HealthCheck *HealthCheckConfig `yaml:"health_check"`
+	// TLS is for targets with https; nil is the zero value.
+	TLS *UpstreamTLSConfig `yaml:"tls"`
+}
+
+// HealthCheckConfig is how each target of an upstream is checked: with a GET over
+// a connection of its own, to which 2xx and 3xx are good answers. What is zero takes
+// the default given here. Without checks a target is ejected after 3 connection
+// faults in a row and gets single requests to try it, after a second and then less often.
+type HealthCheckConfig struct {
+	// Path is what is asked for; default /healthz.
+	Path string `yaml:"path"`
+	// Interval is the time between two checks, give or take a fifth; default 5s.
+	Interval time.Duration `yaml:"interval"`
+	// Timeout bounds one check; default 1s.
+	Timeout time.Duration `yaml:"timeout"`
+	// UnhealthyAfter is how many bad checks in a row eject a target, and how
+	// many connection faults of requests; default 3.
+	UnhealthyAfter int `yaml:"unhealthy_after"`
+	// HealthyAfter is how many good checks in a row bring it back; default 2.
+	HealthyAfter int `yaml:"healthy_after"`
+}
+
+// UpstreamTLSConfig is how TLS to targets is done: version 1.2 or later, and
+// the target's certificate is always verified. Its files are PEM, read at the start
+// alone: a changed one wants a restart. The zero value trusts the system's authorities
+// and shows no certificate.
+type UpstreamTLSConfig struct {
+	// CAFile holds the authorities that may sign the targets' certificates, in
+	// place of the system's.
+	CAFile string `yaml:"ca_file"`
+	// CertFile, with intermediates after it, and KeyFile are the certificate
+	// that the gateway shows; both or neither.
+	CertFile string `yaml:"cert_file"`
+	KeyFile  string `yaml:"key_file"`
+	// ServerName is the name that is asked for and that the certificates must
+	// hold; "" for the target's host.
+	ServerName string `yaml:"server_name"`
 }
 
 // RouteConfig is one rule.
@@ -87,21 +163,46 @@ func DefaultConfig() Config {
 	return Config{IPv6Prefix: 64, DrainDelay: 5 * time.Second, DrainTimeout: 30 * time.Second, Limits: defaultLimits()}
 }
 
+// Values of UpstreamConfig.Balance.
+const (
+	roundRobin = "round_robin"
+	leastConn  = "least_conn"
+)
+
 // withDefaults fills in what the file left out.
 func (c UpstreamConfig) withDefaults() UpstreamConfig {
-	if c.ConnectTimeout == 0 {
-		c.ConnectTimeout = 2 * time.Second
+	c.Balance = cmp.Or(c.Balance, roundRobin)
+	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, 2*time.Second)
+	c.ResponseTimeout = cmp.Or(c.ResponseTimeout, 30*time.Second)
+	c.IdleTimeout = cmp.Or(c.IdleTimeout, 60*time.Second)
+	c.MaxConns = cmp.Or(c.MaxConns, 1024)
+	if c.QueueTimeout == nil {
+		c.QueueTimeout = new(100 * time.Millisecond)
 	}
-	if c.ResponseTimeout == 0 {
-		c.ResponseTimeout = 30 * time.Second
+	if c.Retries == nil {
+		c.Retries = new(1)
 	}
-	if c.IdleTimeout == 0 {
-		c.IdleTimeout = 60 * time.Second
-	}
-	if c.MaxConns == 0 {
-		c.MaxConns = 1024
+	if c.HealthCheck != nil {
+		check := *c.HealthCheck
+		check.Path = cmp.Or(check.Path, "/healthz")
+		check.Interval = cmp.Or(check.Interval, 5*time.Second)
+		check.Timeout = cmp.Or(check.Timeout, time.Second)
+		check.UnhealthyAfter = cmp.Or(check.UnhealthyAfter, 3)
+		check.HealthyAfter = cmp.Or(check.HealthyAfter, 2)
+		c.HealthCheck = &check
 	}
 	return c
+}
+
+// options are those of the upstream called name.
+func (c UpstreamConfig) options(name string) upstreamOptions {
+	c = c.withDefaults()
+	return upstreamOptions{
+		name: name, urls: c.Targets, leastConn: c.Balance == leastConn,
+		connectTimeout: c.ConnectTimeout, responseTimeout: c.ResponseTimeout, idleTimeout: c.IdleTimeout,
+		maxConns: c.MaxConns, queueTimeout: *c.QueueTimeout, retries: *c.Retries,
+		check: c.HealthCheck, tls: c.TLS,
+	}
 }
 
 // Prefix is a network in CIDR notation, or one address.

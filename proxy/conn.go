@@ -12,10 +12,12 @@ import (
 	"time"
 )
 
-// How a client's connection ends: see clientConn.Close and awaitRequest.
+// How a client's connection ends: see clientConn.Close and awaitRequest. What is
+// read on for is a body of the default size: many clients send theirs to its end
+// before they read.
 const (
 	lingerTimeout  = time.Second
-	lingerMaxBytes = 1 << 20
+	lingerMaxBytes = 16 << 20
 	lastWait       = time.Second
 )
 
@@ -40,6 +42,8 @@ type client interface {
 	// send sends a piece of an answer. The first head bytes of p are its head,
 	// interim or final, as HTTP/1.1 writes it; what follows is body.
 	send(p []byte, head int, now time.Time) error
+	// trail sends trailers where they are no part of the body, as in HTTP/2.
+	trail(trailers []field)
 	// finish is told how the exchange ended.
 	finish(x *exchange)
 }
@@ -71,8 +75,8 @@ type clientConn struct {
 
 var (
 	errInterrupted = errors.New("the wait for the client was interrupted")
-	errHeadTooSlow = &refusal{408, "the request head did not arrive in time"}
 	errBareLF      = &badRequest{"a header line does not end in CRLF"}
+	errNoMethod    = &badRequest{"the request does not begin with a method"}
 )
 
 // serve answers requests until the connection ends.
@@ -112,6 +116,10 @@ func (c *clientConn) readHead() error {
 			return nil
 		}
 		switch {
+		case !tokenBytes[text[0]]: // an empty line, a TLS handshake, nonsense
+			return errNoMethod
+		case len(text) >= limits.HeaderBytes && bytes.IndexByte(text, '\n') < 0:
+			return tooLongTarget(limits)
 		case len(text) >= limits.HeaderBytes:
 			return tooLargeHead(limits)
 		case hasBareLF(text, seen):
@@ -121,7 +129,7 @@ func (c *clientConn) readHead() error {
 		}
 		seen = len(text)
 		if err := c.fill(due); err != nil {
-			return headError(err)
+			return headError(err, limits)
 		}
 	}
 }
@@ -142,9 +150,9 @@ func hasBareLF(text []byte, from int) bool {
 }
 
 // headError says what it means that no more of a head came.
-func headError(err error) error {
+func headError(err error, limits *LimitsConfig) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return errHeadTooSlow
+		return tooSlowHead(limits)
 	}
 	return io.EOF // the client left amid its head: nobody reads an answer
 }
@@ -292,7 +300,11 @@ func (c *clientConn) departing() *departure { return &c.departure }
 
 var continueLine = []byte("HTTP/1.1 100 Continue\r\n\r\n")
 
+// proceed needs no word to a client that has begun to send its body unasked.
 func (c *clientConn) proceed(now time.Time) error {
+	if c.read < c.end {
+		return nil
+	}
 	return c.send(continueLine, len(continueLine), now)
 }
 
@@ -310,13 +322,16 @@ func (c *clientConn) send(p []byte, _ int, now time.Time) error {
 	return err
 }
 
+func (c *clientConn) trail([]field) {}
+
 func (c *clientConn) finish(x *exchange) { c.closing, c.linger = x.closing, x.linger }
 
 // Close ends the connection. If the client may still be sending a body that
-// nobody read, it first ends our side and reads on for a moment: a close with
-// bytes unread resets the connection, and the client would lose our answer.
+// nobody read, or has sent another request, it first ends our side and reads on
+// for a moment: a close with bytes unread resets the connection, and the client
+// would lose our answer.
 func (c *clientConn) Close() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); c.linger && ok && half.CloseWrite() == nil {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok && (c.linger || c.hasBytes()) && half.CloseWrite() == nil {
 		c.linger = false
 		if c.socket.SetReadDeadline(time.Now().Add(lingerTimeout)) == nil {
 			_, _ = io.CopyN(io.Discard, c.socket, lingerMaxBytes)

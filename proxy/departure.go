@@ -26,8 +26,11 @@ type departure struct {
 }
 
 // begin says which connection to close when the client leaves. It says false if
-// the client has left.
+// the client has left. A nil departure is of nobody who could leave.
 func (d *departure) begin(conn net.Conn) bool {
+	if d == nil {
+		return true
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.conn = conn
@@ -37,6 +40,9 @@ func (d *departure) begin(conn net.Conn) bool {
 // end is called before the connection is used by anybody else. It says whether
 // the client had left, which is the reason for whatever error there was.
 func (d *departure) end() bool {
+	if d == nil {
+		return false
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.conn = nil

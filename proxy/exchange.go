@@ -32,6 +32,8 @@ type exchange struct {
 	text []byte // before it is escaped as JSON
 	send outgoing
 	resp incoming
+	// onInterim is interim, made once: as a value of each request it would be garbage.
+	onInterim func(status int, reason []byte, fields []field)
 
 	start    time.Time
 	upstream time.Duration // from sending the request until the last byte came
@@ -92,6 +94,7 @@ func (x *exchange) receive() error {
 		return err
 	}
 	x.closing = x.closing || r.close
+	r.upgrade = upgradeOf(r)
 	r.client, r.trusted = clientAddress(r, x.proxy.trusted)
 	x.name()
 	return x.checkBody()

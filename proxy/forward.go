@@ -31,17 +31,17 @@ func (x *exchange) forward() {
 		return
 	}
 	began := time.Now()
-	err := u.do(&x.send, &x.resp)
-	if x.resp.early {
-		x.abandon()
-	}
-	if err != nil {
+	if err := u.do(&x.send, &x.resp); err != nil {
 		x.upstream = time.Since(began)
 		u.metrics.failed(faultOf(err))
 		x.upstreamProblem(err)
 		return
 	}
-	x.relay()
+	if x.resp.status == fasthttp.StatusSwitchingProtocols {
+		x.tunnel()
+	} else {
+		x.relay()
+	}
 	x.upstream = time.Since(began)
 	if x.resp.unsent() {
 		x.abandon()
@@ -53,7 +53,10 @@ func (x *exchange) forward() {
 // reader of a larger one.
 func (x *exchange) load(u *upstream) error {
 	r := &x.request
-	x.send = outgoing{host: u.host, isHead: string(r.method) == "HEAD"}
+	x.send = outgoing{
+		host: u.host, isHead: string(r.method) == "HEAD", upgrade: r.upgrade != nil,
+		idempotent: r.length == 0 && isIdempotent(r.method), interim: x.onInterim, departure: x.client.departing(),
+	}
 	x.out = x.appendHead(x.out[:0])
 	if r.length == 0 {
 		x.send.head = x.out
@@ -96,11 +99,17 @@ func (x *exchange) upstreamProblem(err error) {
 	}
 	switch faultOf(err) {
 	case faultClient:
+		if errors.Is(err, errClientLeft) {
+			x.status, x.cause, x.closing = statusClientLeft, errClientLeft, true
+			return
+		}
 		x.refuseBody(err)
 	case faultConnect:
 		x.problem(fasthttp.StatusBadGateway, "upstream "+name+" can't be reached", err)
 	case faultBusy:
 		x.problem(fasthttp.StatusServiceUnavailable, "all connections to upstream "+name+" are in use", err)
+	case faultUnhealthy:
+		x.problem(fasthttp.StatusServiceUnavailable, "upstream "+name+" has no healthy target", err)
 	case faultTimeout:
 		x.problem(fasthttp.StatusGatewayTimeout, "upstream "+name+" did not answer in time", err)
 	case faultProtocol:
@@ -132,9 +141,10 @@ func (x *exchange) relay() {
 		return
 	}
 	if chunked {
-		x.out = append(x.out, lastChunk...)
+		x.out = appendLastChunk(x.out, resp.trailers)
 	}
 	x.write(x.out, head)
+	x.client.trail(resp.trailers)
 }
 
 func appendPiece(dst, body []byte, chunked bool) []byte {
@@ -145,6 +155,15 @@ func appendPiece(dst, body []byte, chunked bool) []byte {
 	return append(append(dst, body...), "\r\n"...)
 }
 
+// appendLastChunk ends a chunked body.
+func appendLastChunk(dst []byte, trailers []field) []byte {
+	dst = append(dst, "0\r\n"...)
+	for i := range trailers {
+		dst = appendRaw(dst, &trailers[i])
+	}
+	return append(dst, "\r\n"...)
+}
+
 // appendAnswerHead appends the head of the answer that resp holds.
 func (x *exchange) appendAnswerHead(dst []byte, chunked bool) []byte {
 	resp := &x.resp
@@ -153,6 +172,7 @@ func (x *exchange) appendAnswerHead(dst []byte, chunked bool) []byte {
 	dst = append(append(dst, resp.reason...), "\r\n"...)
 	dropped := nominatedBy(resp.fields)
 	bodiless := x.send.isHead || resp.status == fasthttp.StatusNotModified
+	switched := resp.status == fasthttp.StatusSwitchingProtocols
 	for i := range resp.fields {
 		f := &resp.fields[i]
 		if bodiless && equalFold(f.name, "Content-Length") || !isHopByHop(f.name) && !dropped.has(f.name) {
@@ -160,14 +180,71 @@ func (x *exchange) appendAnswerHead(dst []byte, chunked bool) []byte {
 		}
 	}
 	switch {
+	case switched:
+		dst = appendField(append(dst, "Connection: Upgrade\r\n"...), "Upgrade", x.request.upgrade)
+		return append(x.appendLimits(dst, resp.status), "\r\n"...)
 	case bodiless || resp.status == fasthttp.StatusNoContent:
 	case chunked:
-		dst = append(dst, "Transfer-Encoding: chunked\r\n"...)
+		dst = x.appendTrailer(append(dst, "Transfer-Encoding: chunked\r\n"...))
 	case resp.length >= 0:
 		dst = append(strconv.AppendInt(append(dst, "Content-Length: "...), resp.length, 10), "\r\n"...)
 	}
 	dst = x.appendLimits(dst, resp.status)
 	return x.appendEnd(dst)
+}
+
+// appendTrailer announces the trailer fields that may come.
+func (x *exchange) appendTrailer(dst []byte) []byte {
+	const name = "Trailer: "
+	if with := x.resp.appendTrailerNames(append(dst, name...)); len(with) > len(dst)+len(name) {
+		return append(with, "\r\n"...)
+	}
+	return dst
+}
+
+// interim passes a 1xx on. HTTP/1.0 knows none.
+func (x *exchange) interim(status int, reason []byte, fields []field) {
+	if x.request.version == 10 {
+		return
+	}
+	dst := append(x.text[:0], "HTTP/1.1 "...)
+	dst = append(strconv.AppendInt(dst, int64(status), 10), ' ')
+	dst = append(append(dst, reason...), "\r\n"...)
+	dropped := nominatedBy(fields)
+	for i := range fields {
+		if f := &fields[i]; !isHopByHop(f.name) && !dropped.has(f.name) {
+			dst = appendRaw(dst, f)
+		}
+	}
+	x.text = append(dst, "\r\n"...)
+	x.write(x.text, len(x.text))
+}
+
+// tunnel passes the upstream's 101 on, and from then on whatever either side
+// sends, until both have ended. The request was decided about before; what is
+// said inside is not.
+func (x *exchange) tunnel() {
+	u, c := x.request.route.upstream, x.client.(*clientConn) // HTTP/2 has no upgrades
+	client, ok := c.Conn.(halfConn)
+	if !ok || !x.resp.switchedTo(x.request.upgrade) {
+		x.upstreamProblem(&upstreamError{faultProtocol, errOtherProtocol})
+		return
+	}
+	x.status, x.closing = x.resp.status, true
+	x.out = x.appendAnswerHead(x.out[:0], false)
+	if !x.write(x.out, len(x.out)) {
+		return
+	}
+	up, early, err := x.resp.tunnel()
+	if err == nil {
+		defer up.Close()
+		err = client.SetDeadline(time.Time{})
+	}
+	if err != nil {
+		x.cause = err
+		return
+	}
+	_, x.sent, x.cause = tunnel(client, c.buf[c.read:c.end], up, early, u.idleTimeout)
 }
 
 // appendEnd ends a head.
@@ -205,8 +282,9 @@ func (x *exchange) stream(head int, chunked bool) {
 		}
 	}
 	if chunked {
-		x.write([]byte(lastChunk), 0)
+		x.write(appendLastChunk(x.out[:0], x.resp.trailers), 0)
 	}
+	x.client.trail(x.resp.trailers)
 }
 
 // framed frames the n bytes that lie behind the chunkRoom of buf.

@@ -192,6 +192,8 @@ func (x *exchange) appendForwardedFor(dst []byte) []byte {
 
 func appendFraming(dst []byte, r *request) []byte {
 	switch {
+	case r.upgrade != nil:
+		return appendField(append(dst, "Connection: Upgrade\r\n"...), "Upgrade", r.upgrade)
 	case r.length < 0:
 		return append(dst, "Transfer-Encoding: chunked\r\n"...)
 	case r.framed:

@@ -59,6 +59,9 @@ func (x *exchange) describe(e *zerolog.Event, took time.Duration) {
 		x.describeDecision(e)
 		if u := r.route.upstream; u != nil && x.upstream > 0 {
 			e.Str("upstream", u.name)
+			if x.send.target != "" {
+				e.Str("target", x.send.target)
+			}
 			e.RawJSON("upstream_ms", x.milliseconds(x.upstream))
 		}
 	}

@@ -21,7 +21,7 @@ type proxyMetrics struct {
 }
 
 // problemStatuses are those of our own answers.
-var problemStatuses = []int{400, 403, 404, 405, 408, 413, 414, 417, 431, 500, 502, 503, 504, 505}
+var problemStatuses = []int{400, 403, 404, 405, 408, 413, 414, 417, 431, statusClientLeft, 500, 502, 503, 504, 505}
 
 func newProxyMetrics() *proxyMetrics {
 	m := &proxyMetrics{set: metrics.NewSet(), problems: map[int]*metrics.Counter{}}
@@ -53,6 +53,7 @@ type upstreamMetrics struct {
 	byClass [6]*metrics.Counter // by the first digit of the status
 	faults  [faultCount]*metrics.Counter
 	latency *metrics.PrometheusHistogram
+	retries *metrics.Counter
 }
 
 func newUpstreamMetrics(set *metrics.Set, name string, u *upstream) *upstreamMetrics {
@@ -63,9 +64,12 @@ func newUpstreamMetrics(set *metrics.Set, name string, u *upstream) *upstreamMet
 	for f := range faultCount {
 		m.faults[f] = set.NewCounter(fmt.Sprintf(`r8limiter_upstream_errors_total{upstream=%q,kind=%q}`, name, f))
 	}
+	m.retries = set.NewCounter(fmt.Sprintf(`r8limiter_upstream_retries_total{upstream=%q}`, name))
 	if !u.echo {
 		set.NewGauge(fmt.Sprintf(`r8limiter_upstream_connections{upstream=%q,state="open"}`, name), func() float64 { return float64(u.openConns()) })
 		set.NewGauge(fmt.Sprintf(`r8limiter_upstream_connections{upstream=%q,state="idle"}`, name), func() float64 { return float64(u.idleConns()) })
+		set.NewGauge(fmt.Sprintf(`r8limiter_upstream_targets{upstream=%q,state="healthy"}`, name), func() float64 { return float64(len(u.targets) - u.ejectedTargets()) })
+		set.NewGauge(fmt.Sprintf(`r8limiter_upstream_targets{upstream=%q,state="ejected"}`, name), func() float64 { return float64(u.ejectedTargets()) })
 	}
 	return m
 }
@@ -75,6 +79,13 @@ func (m *upstreamMetrics) answered(status int, took time.Duration) {
 		m.byClass[class].Inc()
 	}
 	m.latency.Update(took.Seconds())
+}
+
+// retried counts one more attempt; on nil it does nothing.
+func (m *upstreamMetrics) retried() {
+	if m != nil {
+		m.retries.Inc()
+	}
 }
 
 func (m *upstreamMetrics) failed(f fault) { m.faults[f].Inc() }

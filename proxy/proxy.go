@@ -3,7 +3,6 @@ package proxy
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -32,7 +31,7 @@ type Options struct {
 	Log zerolog.Logger
 	// LogRequests is LogAll, LogDenied or LogNone; "" is LogAll.
 	LogRequests string
-	// TLS is what clients are spoken to with; nil: plain text.
+	// TLS is what the listener speaks; nil for plain HTTP. It is cloned.
 	TLS *tls.Config
 }
 
@@ -50,17 +49,24 @@ type Proxy struct {
 	draining  atomic.Bool
 	// lastTrouble is when isNews said yes, in Unix nanoseconds.
 	lastTrouble atomic.Int64
+	// lastRefused is when logRefusedPeer wrote, in Unix nanoseconds.
+	lastRefused atomic.Int64
+	// proxyProtocol is Config.ProxyProtocol.
+	proxyProtocol bool
 }
 
 // New builds a proxy from a configuration that Validate found no fault with.
 func New(c Config, o Options) (*Proxy, error) {
 	p := &Proxy{
 		options: o, trusted: c.TrustedProxies, prefix6: c.IPv6Prefix,
-		router: newRouter(), upstreams: map[string]*upstream{},
+		proxyProtocol: c.ProxyProtocol,
+		router:        newRouter(), upstreams: map[string]*upstream{},
 		metrics: newProxyMetrics(), headers: o.Limiter.Headers(),
 	}
 	for name, uc := range c.Upstreams {
-		u, err := newNamedUpstream(name, uc.withDefaults())
+		options := uc.options(name)
+		options.log = o.Log
+		u, err := newUpstream(options)
 		if err != nil {
 			return nil, fmt.Errorf("upstream %s: %w", name, err)
 		}
@@ -74,25 +80,16 @@ func New(c Config, o Options) (*Proxy, error) {
 		}
 		p.router.add(rt, c.Routes[i].Match.Host)
 	}
-	p.exchanges.New = func() any { return &exchange{proxy: p} }
+	p.exchanges.New = func() any {
+		x := &exchange{proxy: p}
+		x.onInterim = x.interim
+		return x
+	}
 	p.server = newServer(p, c.Limits, o.TLS)
+	for _, u := range p.upstreams {
+		u.start()
+	}
 	return p, nil
-}
-
-// echoTarget is the target that needs no server: it mirrors the request as JSON.
-const echoTarget = "echo:"
-
-func newNamedUpstream(name string, c UpstreamConfig) (*upstream, error) {
-	if len(c.Targets) != 1 {
-		return nil, errors.New("needs exactly one target")
-	}
-	if c.Targets[0] == echoTarget {
-		return &upstream{upstreamOptions: upstreamOptions{name: name}, echo: true, host: []byte("localhost")}, nil
-	}
-	return newUpstream(upstreamOptions{
-		name: name, target: c.Targets[0], connectTimeout: c.ConnectTimeout,
-		responseTimeout: c.ResponseTimeout, idleTimeout: c.IdleTimeout, maxConns: c.MaxConns,
-	})
 }
 
 func (p *Proxy) newRoute(index int, c *RouteConfig) (*route, error) {

@@ -150,11 +150,12 @@ func always(s string) func(p *peer) {
 	}
 }
 
-// upstreamTo is an upstream with short time-outs, which tests may change.
-func upstreamTo(t testing.TB, target string) *upstream {
+// upstreamTo is an upstream with short time-outs, without queue, retries and
+// checks, all of which tests may change.
+func upstreamTo(t testing.TB, targets ...string) *upstream {
 	t.Helper()
 	u, err := newUpstream(upstreamOptions{
-		name: "api", target: target, connectTimeout: 2 * time.Second,
+		name: "api", urls: targets, connectTimeout: 2 * time.Second,
 		responseTimeout: 5 * time.Second, idleTimeout: 5 * time.Second, maxConns: 8,
 	})
 	if err != nil {

@@ -36,6 +36,18 @@ func tooLongTarget(l *LimitsConfig) error {
 	return &refusal{fasthttp.StatusRequestURITooLong, fmt.Sprintf("the request target is longer than %d bytes", l.TargetBytes)}
 }
 
+func tooSlowHead(l *LimitsConfig) error {
+	return &refusal{fasthttp.StatusRequestTimeout, fmt.Sprintf("the request head did not arrive within %v", l.HeaderTimeout)}
+}
+
+func tooSlowBody(l *LimitsConfig) error {
+	return &refusal{fasthttp.StatusRequestTimeout, fmt.Sprintf("no more of the request body arrived within %v", l.BodyTimeout)}
+}
+
+func tooThinBody(l *LimitsConfig) error {
+	return &refusal{fasthttp.StatusRequestTimeout, fmt.Sprintf("the request body arrives at less than %d bytes per second", l.MinBodyRate)}
+}
+
 func tooLargeBody(l *LimitsConfig) error {
 	return &refusal{fasthttp.StatusRequestEntityTooLarge, fmt.Sprintf("the request body is larger than %d bytes", l.BodyBytes)}
 }
@@ -54,9 +66,10 @@ type request struct {
 	secure   bool // came over TLS
 	close    bool // the client wants the connection closed after the answer
 
-	length  int64 // of the body: bytes, 0 for none, -1 for chunked
-	framed  bool  // the client gave a length or an encoding
-	expects bool  // the client waits for a word before it sends the body
+	length  int64  // of the body: bytes, 0 for none, -1 for chunked
+	framed  bool   // the client gave a length or an encoding
+	upgrade []byte // the protocol to change to, if the upstream will; see upgradeOf
+	expects bool   // the client waits for a word before it sends the body
 	peer    netip.Addr
 	client  netip.Addr
 	trusted bool // the peer's X-Forwarded-* are believed
@@ -155,43 +168,68 @@ func (r *request) parseFields(raw []byte, l *LimitsConfig) error {
 	return nil
 }
 
+// framers counts the fields that say where a request belongs and ends.
+type framers struct{ hosts, lengths, codings int }
+
 // parseFraming finds the one length of the body and the one Host.
 func (r *request) parseFraming() error {
 	r.length, r.framed, r.hostport, r.close = 0, false, nil, r.version == 10
-	hosts, lengths, codings := 0, 0, 0
+	var seen framers
 	for i := range r.fields {
 		f := &r.fields[i]
-		switch {
-		case equalFold(f.name, "Host"):
-			hosts++
-			r.hostport = f.value
-		case equalFold(f.name, "Content-Length"):
-			lengths++
-			n, err := strconv.ParseUint(string(f.value), 10, 63)
-			if err != nil || f.value[0] == '+' {
-				return &badRequest{"Content-Length is no number"}
+		switch len(f.name) {
+		case len("Host"), len("Trailer"), len("Connection"), len("Content-Length"), len("Transfer-Encoding"):
+			if err := r.parseFramer(f, &seen); err != nil {
+				return err
 			}
-			r.length = int64(n)
-		case equalFold(f.name, "Transfer-Encoding"):
-			codings++
-			if !equalFold(f.value, "chunked") {
-				return &badRequest{"Transfer-Encoding other than chunked"}
-			}
-		case equalFold(f.name, "Connection"):
-			r.close = r.close || lists(f.value, "close")
 		}
 	}
-	if lengths+codings > 1 || codings > 0 && r.version == 10 {
+	if seen.lengths+seen.codings > 1 || seen.codings > 0 && r.version == 10 {
 		return &badRequest{"the length of the body is ambiguous"}
 	}
-	if hosts > 1 || hosts == 0 && r.version == 11 {
+	if seen.hosts > 1 || seen.hosts == 0 && r.version == 11 {
 		return &badRequest{"there must be one Host field"}
 	}
-	if codings > 0 {
+	if seen.codings > 0 {
 		r.length = -1
 	}
-	r.framed = lengths+codings > 0
+	r.framed = seen.lengths+seen.codings > 0
 	return nil
+}
+
+// parseFramer reads f if it is a field that seen counts, or is about the connection.
+func (r *request) parseFramer(f *field, seen *framers) error {
+	switch {
+	case equalFold(f.name, "Host"):
+		seen.hosts++
+		r.hostport = f.value
+	case equalFold(f.name, "Content-Length"):
+		seen.lengths++
+		n, err := strconv.ParseUint(string(f.value), 10, 63)
+		if err != nil || f.value[0] == '+' {
+			return &badRequest{"Content-Length is no number"}
+		}
+		r.length = int64(n)
+	case equalFold(f.name, "Transfer-Encoding"):
+		seen.codings++
+		if !equalFold(f.value, "chunked") {
+			return &badRequest{"Transfer-Encoding other than chunked"}
+		}
+	case equalFold(f.name, "Connection"):
+		r.close = r.close || lists(f.value, "close")
+	case equalFold(f.name, "Trailer") && announcesFraming(f.value):
+		return &badRequest{"Trailer announces a field that frames the body"}
+	case equalFold(f.name, "Content_Length"), equalFold(f.name, "Transfer_Encoding"):
+		// To CGI and WSGI servers an underscore is a dash, and this another length.
+		return &badRequest{"a field that frames the body is spelled with an underscore"}
+	}
+	return nil
+}
+
+// announcesFraming says whether Trailer lists what no trailer may be (RFC 9110
+// section 6.5.1). net/http refuses it too.
+func announcesFraming(list []byte) bool {
+	return lists(list, "Content-Length") || lists(list, "Transfer-Encoding") || lists(list, "Trailer")
 }
 
 // parseTarget splits the target and takes the authority off an absolute-form,
@@ -262,7 +300,8 @@ func (r *request) parseHost() error {
 	return nil
 }
 
-// splitHost takes the port off host[:port]; the host may be [IPv6].
+// splitHost takes the port off host[:port]; the host may be [IPv6], without
+// a zone, which means something on one machine only.
 func splitHost(hostport []byte) (host []byte, ok bool) {
 	host = hostport
 	if hostport[0] == '[' {
@@ -270,7 +309,7 @@ func splitHost(hostport []byte) (host []byte, ok bool) {
 		if end < 0 {
 			return nil, false
 		}
-		if _, err := netip.ParseAddr(string(hostport[1:end])); err != nil {
+		if addr, err := netip.ParseAddr(string(hostport[1:end])); err != nil || !addr.Is6() || addr.Zone() != "" {
 			return nil, false
 		}
 		return hostport[:end+1], isPort(hostport[end+1:])

@@ -67,6 +67,8 @@ type incoming struct {
 	switched bool    // to another protocol; see tunnel
 	interims int     // before this head
 
+	departure *departure // told of conn until finish or tunnel
+
 	framing framing
 	conn    *upstreamConn // nil when there is none to give back
 	left    int64         // of a body of known length: bytes to come
@@ -470,11 +472,12 @@ func (in *incoming) finish() {
 		return
 	}
 	in.unsent()
+	left := in.departure.end()
 	in.conn, in.reason = nil, nil
 	clear(in.fields)
 	clear(in.trailers)
 	in.fields, in.trailers = in.fields[:0], in.trailers[:0]
-	if in.whole && in.reuse && c.read == c.end {
+	if in.whole && in.reuse && !left && c.read == c.end {
 		c.upstream.release(c)
 		return
 	}

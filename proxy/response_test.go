@@ -38,8 +38,8 @@ func (c *bytesConn) Close() error                    { return nil }
 
 // connOf is an upstream connection on which raw arrives.
 func connOf(raw []byte, size int) *upstreamConn {
-	u := &upstream{upstreamOptions: upstreamOptions{idleTimeout: time.Minute}, open: 1}
-	return &upstreamConn{Conn: &bytesConn{rest: raw, size: size}, upstream: u, buf: make([]byte, minReadBuffer)}
+	u := &upstream{upstreamOptions: upstreamOptions{idleTimeout: time.Minute}}
+	return &upstreamConn{Conn: &bytesConn{rest: raw, size: size}, upstream: u, target: &target{upstream: u, open: 1}, buf: make([]byte, minReadBuffer)}
 }
 
 // answer is a response as a caller sees it.

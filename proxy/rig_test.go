@@ -94,7 +94,7 @@ func (h headReader) Read(p []byte) (int, error) { return h.r.Read(p[:1]) }
 
 const okAnswer = "HTTP/1.1 200 OK\r\nDate: Mon, 23 Nov 2026 10:00:00 GMT\r\nSet-Cookie: a=1\r\nSet-Cookie: a=2\r\nContent-Length: 2\r\n\r\nhi"
 
-func newLimiter(t *testing.T, capacity int64) *limiter.Limiter {
+func newLimiter(t testing.TB, capacity int64) *limiter.Limiter {
 	t.Helper()
 	c := limiter.DefaultConfig()
 	rate, err := limiter.ParseRate("1/h")

@@ -93,13 +93,25 @@ func parsePath(pattern string) (pathPattern, error) {
 			}
 			p.params[name] = i
 			p.segments = append(p.segments, "")
-		case s == "" && !last, s == ".", s == "..", strings.ContainsAny(s, "*{}\\?#"):
+		case s == "" && !last, s == ".", s == "..", strings.ContainsAny(s, "*{}\\?#;"):
 			return p, fmt.Errorf("segment %q can't match: a segment is literal text, {name}, or * as the last one", s)
+		case holdsEscape(s):
+			return p, fmt.Errorf("segment %q can't match: paths are matched decoded, so write the character itself", s)
 		default:
 			p.segments = append(p.segments, s)
 		}
 	}
 	return p, nil
+}
+
+// holdsEscape says whether s holds %XX.
+func holdsEscape(s string) bool {
+	for i := range len(s) {
+		if _, ok := unhex([]byte(s[i:])); ok && s[i] == '%' {
+			return true
+		}
+	}
+	return false
 }
 
 // router finds the first route that matches, in a time that does not grow
@@ -184,20 +196,11 @@ func (p *pathPattern) isTrailingSlash(i int) bool {
 }
 
 // checkMatched refuses a request in which a field that decides about routes is
-// there twice, or is one that Connection takes away: the upstream would not see what
-// the decision was made on.
+// not clear, or would not reach the upstream; see request.header.
 func (rt *router) checkMatched(r *request) error {
-	if len(rt.matched) == 0 {
-		return nil
-	}
-	dropped := nominatedBy(r.fields)
 	for _, name := range rt.matched {
-		value, err := r.header(name)
-		if err != nil {
+		if _, err := r.header(name); err != nil {
 			return err
-		}
-		if value != nil && dropped.has([]byte(name)) {
-			return &badRequest{"Connection names the header field " + name}
 		}
 	}
 	return nil

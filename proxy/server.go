@@ -154,6 +154,7 @@ func (s *server) run(c *clientConn) {
 	}()
 	if err := s.open(c); err != nil {
 		s.refused[refusedHandshake].Inc()
+		s.proxy.logRefusedPeer(c.peer, err)
 		return
 	}
 	client := s.clientOf(c.peer)
@@ -175,10 +176,19 @@ func (s *server) panicked(fault any) {
 	s.proxy.options.Log.Error().Interface("panic", fault).Bytes("stack", debug.Stack()).Msg("a connection panicked; please report this")
 }
 
-// open does what comes before the first request.
-func (s *server) open(c *clientConn) error {
+// open does what comes before the first request: the PROXY header says who the
+// peer is, then TLS.
+func (s *server) open(c *clientConn) (err error) {
 	if addr, ok := c.socket.RemoteAddr().(*net.TCPAddr); ok {
 		c.peer = addr.AddrPort().Addr().Unmap().WithZone("")
+	}
+	if s.proxy.proxyProtocol {
+		var source netip.Addr
+		if c.Conn, source, err = s.proxy.readProxyHeader(c.Conn, c.peer); err != nil {
+			c.Conn = c.socket
+			return err
+		}
+		c.peer = source
 	}
 	if s.tls == nil {
 		return nil
@@ -187,7 +197,7 @@ func (s *server) open(c *clientConn) error {
 	ctx, cancel := context.WithTimeout(context.Background(), s.limits.HeaderTimeout)
 	defer cancel()
 	if err := secured.HandshakeContext(ctx); err != nil {
-		return err
+		return fmt.Errorf("TLS handshake: %w", err)
 	}
 	c.Conn, c.secure = secured, true
 	c.http2 = secured.ConnectionState().NegotiatedProtocol == http2.NextProtoTLS

@@ -112,21 +112,14 @@ func (s *stream) copyHead(r *request, size int) (target []byte, err error) {
 // frame finds the length of the body. x/net holds the DATA frames to the first
 // Content-Length, but reads it leniently, and not at all if there is no DATA.
 func (s *stream) frame(r *request) error {
-	r.length = s.r.ContentLength
-	lengths := s.r.Header["Content-Length"]
-	r.framed = r.length < 0 || len(lengths) > 0
+	if err := r.parseFraming(); err != nil {
+		return err
+	}
 	switch {
-	case len(lengths) == 0:
-		return nil
-	case len(lengths) > 1:
-		return &badRequest{"the length of the body is ambiguous"}
-	}
-	n, err := strconv.ParseUint(lengths[0], 10, 63)
-	if err != nil {
-		return &badRequest{"Content-Length is no number"}
-	}
-	if int64(n) != r.length {
+	case r.framed && r.length != s.r.ContentLength:
 		return &badRequest{"there is no body of the length that Content-Length says"}
+	case s.r.ContentLength < 0:
+		r.length, r.framed = -1, true
 	}
 	return nil
 }
@@ -152,13 +145,13 @@ func (s *stream) Read(p []byte) (int, error) {
 	switch {
 	case s.size > limits.BodyBytes:
 		s.err = tooLargeBody(limits)
-	case limits.tooSlow(s.size, s.waited):
-		s.err = errBodyTooSlow
+	case limits.tooThin(s.size, s.waited):
+		s.err = tooThinBody(limits)
 	case err == io.EOF:
 		s.err = io.EOF
 		return n, s.err
 	case err != nil:
-		s.err = bodyError(err)
+		s.err = bodyError(err, limits)
 	default:
 		return n, nil
 	}
@@ -244,6 +237,15 @@ func (s *stream) bodyLength(status int, h http.Header) int64 {
 		return -1
 	}
 	return n
+}
+
+// trail keeps trailers for x/net to send when the handler returns.
+func (s *stream) trail(trailers []field) {
+	h := s.w.Header()
+	for i := range trailers {
+		key := http.TrailerPrefix + http.CanonicalHeaderKey(string(trailers[i].name))
+		h[key] = append(h[key], string(trailers[i].value))
+	}
 }
 
 func (s *stream) finish(x *exchange) {

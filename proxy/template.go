@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -195,8 +194,7 @@ func (p *templatePart) appendTo(dst []byte, r *request) ([]byte, error) {
 	case fromQuery:
 		return r.appendQuery(dst, p.arg)
 	case fromCookie:
-		value, err := r.cookie(p.arg)
-		return append(dst, value...), err
+		return r.appendCookie(dst, p.arg)
 	case fromPath:
 		return append(dst, r.segments[p.segment]...), nil
 	case fromClientIP:
@@ -208,90 +206,4 @@ func (p *templatePart) appendTo(dst []byte, r *request) ([]byte, error) {
 	default:
 		return append(dst, r.route.name...), nil
 	}
-}
-
-// header is the value of the one field of that name. Several make it
-// ambiguous which of them the upstream would read.
-func (r *request) header(name string) ([]byte, error) {
-	var value []byte
-	seen := false
-	for i := range r.fields {
-		if !equalFold(r.fields[i].name, name) {
-			continue
-		}
-		if seen {
-			return nil, &badRequest{"header field " + name + " is there more than once"}
-		}
-		value, seen = r.fields[i].value, true
-	}
-	return value, nil
-}
-
-// appendQuery appends the decoded value of the one parameter of that name.
-func (r *request) appendQuery(dst []byte, name string) ([]byte, error) {
-	start, seen := len(dst), false
-	for query := r.query; len(query) > 0; {
-		var pair []byte
-		pair, query, _ = bytes.Cut(query, []byte{'&'})
-		key, value, _ := bytes.Cut(pair, []byte{'='})
-		end := len(dst)
-		decoded, ok := appendUnescaped(dst, key)
-		match := ok && string(decoded[end:]) == name
-		dst = decoded[:end]
-		if !match {
-			continue
-		}
-		if seen {
-			return dst[:start], &badRequest{"query parameter " + name + " is there more than once"}
-		}
-		seen = true
-		if dst, ok = appendUnescaped(dst, value); !ok {
-			return dst[:start], &badRequest{"query parameter " + name + " can't be decoded"}
-		}
-	}
-	return dst, nil
-}
-
-// cookie is the value of the one cookie of that name.
-func (r *request) cookie(name string) ([]byte, error) {
-	var found []byte
-	seen := false
-	for i := range r.fields {
-		if !equalFold(r.fields[i].name, "Cookie") {
-			continue
-		}
-		for rest := r.fields[i].value; len(rest) > 0; {
-			var pair []byte
-			pair, rest, _ = bytes.Cut(rest, []byte{';'})
-			key, value, _ := bytes.Cut(trimSpace(pair), []byte{'='})
-			if string(key) != name {
-				continue
-			}
-			if seen {
-				return nil, &badRequest{"cookie " + name + " is there more than once"}
-			}
-			found, seen = value, true
-		}
-	}
-	return found, nil
-}
-
-// appendUnescaped decodes percent-escapes and + of a query.
-func appendUnescaped(dst, s []byte) ([]byte, bool) {
-	for i := 0; i < len(s); i++ {
-		switch s[i] {
-		case '+':
-			dst = append(dst, ' ')
-		case '%':
-			c, ok := unhex(s[i:])
-			if !ok {
-				return dst, false
-			}
-			dst = append(dst, c)
-			i += 2
-		default:
-			dst = append(dst, s[i])
-		}
-	}
-	return dst, true
 }

@@ -18,9 +18,10 @@ type halfConn interface {
 }
 
 var (
-	errNotSwitched = errors.New("the upstream has not switched protocols")
-	errNoHalfClose = errors.New("the connection can't be closed one way only")
-	errTunnelIdle  = errors.New("nothing came through the tunnel for the idle time-out")
+	errNotSwitched   = errors.New("the upstream has not switched protocols")
+	errNoHalfClose   = errors.New("the connection can't be closed one way only")
+	errOtherProtocol = errors.New("the upstream switched to another protocol than the client asked for")
+	errTunnelIdle    = errors.New("nothing came through the tunnel for the idle time-out")
 )
 
 // tunnel copies both ways, first the bytes that were received already, until

@@ -30,6 +30,16 @@ func (in *incoming) switchProtocols(c *upstreamConn, out *outgoing) error {
 	return nil
 }
 
+// switchedTo says whether a 101 is to the protocol that was asked for.
+func (in *incoming) switchedTo(protocol []byte) bool {
+	for i := range in.fields {
+		if f := &in.fields[i]; equalFold(f.name, "Upgrade") && !bytes.EqualFold(f.value, protocol) {
+			return false
+		}
+	}
+	return in.switched
+}
+
 // tunnel hands over the connection after a 101: it and the bytes that came
 // behind the head. From now on the caller owns it and has to close it, which also
 // gives its place in the pool back; finish does nothing. It is called once at most,
@@ -43,6 +53,7 @@ func (in *incoming) tunnel() (conn *switchedConn, early []byte, err error) {
 		return nil, nil, brokenBy("take over the connection", err)
 	}
 	in.conn = nil
+	in.departure.end()
 	return &switchedConn{Conn: c.Conn, c: c}, c.buf[c.read:c.end], nil
 }
 

@@ -1,259 +1,286 @@
 package proxy
 
 import (
-	"cmp"
+	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/url"
-	"strconv"
-	"strings"
+	"math/bits"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
-)
 
-// maxIdle is how long an unused connection is kept. It is below the 5 s after
-// which Node.js closes its side, the shortest default among common servers.
-const maxIdle = 4 * time.Second
+	"github.com/rs/zerolog"
+)
 
 // field is one line of a head: the name as it was written, the value without
 // the white space around it.
 type field struct{ name, value []byte }
 
-// upstreamOptions describe one upstream. Every duration and maxConns must be
+// maxTargets is how many targets an upstream may have: sets of them are the
+// bits of a word.
+const maxTargets = 64
+
+// upstreamOptions describe one upstream. The time-outs and maxConns must be
 // above zero.
 type upstreamOptions struct {
-	name   string // for messages
-	target string // http://host[:port] or unix:/path
-	// connectTimeout bounds the look-up of the host and connecting to it.
+	name string   // for messages
+	urls []string // of the targets: http://host[:port], https://host[:port] or unix:/path
+	// leastConn chooses the target with the fewest requests, in place of the next.
+	leastConn bool
+	// connectTimeout bounds the look-up of the host, connecting to it, and TLS.
 	connectTimeout time.Duration
 	// responseTimeout bounds the wait for the head, from when the request was sent.
 	responseTimeout time.Duration
 	// idleTimeout bounds the wait for the upstream between two steps of a body.
 	idleTimeout time.Duration
-	// maxConns is the number of connections at most, in use and idle together.
+	// maxConns is the number of connections to a target at most, in use and idle
+	// together, and of the requests that wait for one.
 	maxConns int
+	// queueTimeout bounds the wait for one of maxConns; 0: nobody waits.
+	queueTimeout time.Duration
+	// retries is how often a request that certainly was not served is tried again.
+	retries int
+	// check says how targets are checked; nil: they are not.
+	check *HealthCheckConfig
+	// tls is for the targets with https; nil is the zero value.
+	tls *UpstreamTLSConfig
+	// log hears of targets that are ejected and return. The zero value is silent.
+	log zerolog.Logger
 }
 
-// upstream sends requests to one server over a pool of its connections. It is
-// safe for concurrent use. Nothing is ever sent twice.
-//
-// The pool is a stack: under little load few connections are used again and
-// again and stay warm, the rest end at its bottom and are closed.
+// upstream spreads requests over targets that can all serve them. It is safe
+// for concurrent use.
 type upstream struct {
 	upstreamOptions
 	echo    bool // there is no server; the proxy answers itself
 	metrics *upstreamMetrics
-	host    []byte // the Host for a request that came without one
+	host    []byte // the Host for a request that came without one: the first target's
+	targets []*target
 
-	network, address string
-	dialer           net.Dialer
+	next    atomic.Uint64 // counts choices
+	ejected atomic.Uint64 // a bit for each target that is out
 
-	mu       sync.Mutex // guards what follows
-	idle     []*upstreamConn
-	open     int // in use and idle, and those being dialled
-	closed   bool
-	sweeping bool // the sweeper's timer runs
-	sweeper  *time.Timer
+	halt    context.CancelFunc // ends the keepers; nil before start
+	keepers sync.WaitGroup     // what checks targets and follows their names
 }
 
-// newUpstream reads the target. It doesn't dial.
+// newUpstream reads the targets and the files of TLS. It neither dials nor
+// starts anything; start does.
 func newUpstream(o upstreamOptions) (*upstream, error) {
-	u := &upstream{upstreamOptions: o, dialer: net.Dialer{Timeout: o.connectTimeout}}
-	if err := u.parseTarget(); err != nil {
-		return nil, fmt.Errorf("target %q: %w", o.target, err)
-	}
-	return u, nil
+	var problems []error
+	u := buildUpstream(o, func(key, problem string) { problems = append(problems, fmt.Errorf("%s: %s", key[1:], problem)) })
+	return u, errors.Join(problems...)
 }
 
-var errTarget = errors.New("write http://host:port, without path or user, or unix:/path/of/socket")
+// echoTarget is the target that needs no server: it mirrors the request as JSON.
+const echoTarget = "echo:"
 
-func (u *upstream) parseTarget() error {
-	if path, ok := strings.CutPrefix(u.target, "unix:"); ok {
-		if !strings.HasPrefix(path, "/") || strings.HasSuffix(path, "/") {
-			return errTarget
+// buildUpstream is newUpstream that reports what is wrong by the key's path
+// below the upstream, beginning with a dot.
+func buildUpstream(o upstreamOptions, report func(key, problem string)) *upstream {
+	u := &upstream{upstreamOptions: o, host: []byte("localhost")}
+	if len(u.urls) == 0 || len(u.urls) > maxTargets {
+		report(".targets", fmt.Sprintf("needs 1 to %d targets", maxTargets))
+		return u
+	}
+	u.echo = len(u.urls) == 1 && u.urls[0] == echoTarget
+	if !u.echo {
+		u.addTargets(report)
+	}
+	if isSecure := func(t *target) bool { return t.secure }; slices.ContainsFunc(u.targets, isSecure) {
+		u.secure(report)
+	} else if u.tls != nil {
+		report(".tls", "is for targets with https://, of which there is none; write one, or leave tls out")
+	}
+	return u
+}
+
+func (u *upstream) addTargets(report func(key, problem string)) {
+	for i, url := range u.urls {
+		t, err := newTarget(u, url, i)
+		if err == nil && slices.ContainsFunc(u.targets, t.isSame) {
+			err = errors.New("is there twice; keep one of them")
 		}
-		u.network, u.address, u.host = "unix", path, []byte("localhost")
-		return nil
+		if err != nil {
+			report(fmt.Sprintf(".targets[%d]", i), fmt.Sprintf("%q: %v", url, err))
+			continue
+		}
+		u.targets = append(u.targets, t)
 	}
-	if strings.HasPrefix(strings.ToLower(u.target), "https:") {
-		return errors.New("https targets are not served yet; use http://host:port or unix:/path/of/socket")
+	if len(u.targets) > 0 {
+		u.host = u.targets[0].host
 	}
-	t, err := url.Parse(u.target)
-	if err != nil || t.Scheme != "http" || t.Hostname() == "" || t.User != nil {
-		return errTarget
-	}
-	if !strings.EqualFold("http://"+t.Host, u.target) || strings.HasSuffix(t.Host, ":") {
-		return errTarget
-	}
-	port := cmp.Or(t.Port(), "80")
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return errTarget
-	}
-	u.network, u.address, u.host = "tcp", net.JoinHostPort(t.Hostname(), port), []byte(t.Host)
-	return nil
 }
+
+// isIdempotent says whether a request with this method, and no body, may be
+// sent again where it is not known that nothing was done about it.
+func isIdempotent(method []byte) bool {
+	switch string(method) {
+	case "GET", "HEAD", "OPTIONS":
+		return true
+	}
+	return false
+}
+
+// Errors of an upstream that sent nothing.
+var (
+	errUnhealthy = errors.New("no healthy target: all are ejected")
+	errBusy      = errors.New("all connections that max_conns allows are in use")
+	errClosed    = errors.New("the upstream is closed")
+)
+
+// again says where a request may be sent after an attempt that failed.
+type again uint8
+
+const (
+	never     again = iota // it may have been served, or it was
+	elsewhere              // by another target
+	anywhere               // also by the same, over a new connection
+)
 
 // do sends a request and reads the head of its answer into in. The caller
 // calls in.finish when it is done with in, also after an error. The error is
-// always an *upstreamError, and nothing is tried again.
+// always an *upstreamError.
+//
+// A request is sent again, up to retries times, only if the upstream can't have
+// begun with it: no byte of it was written; or it went, idempotent, over a used
+// connection that was closed without a byte of an answer, as is usual where
+// the upstream's idea of an idle connection is shorter than ours.
 func (u *upstream) do(out *outgoing, in *incoming) error {
 	in.finish()
-	in.clear()
-	c, err := u.acquire()
-	if err != nil {
-		return err
+	t := u.pick(0)
+	if t == nil {
+		in.clear()
+		return &upstreamError{faultUnhealthy, errUnhealthy}
 	}
-	if err := converse(c, out, in); err != nil {
-		u.discard(c)
-		return err
+	from, tried := pooled, uint64(0)
+	for n := 0; ; n++ {
+		in.clear()
+		out.target = t.url
+		more, err := t.ask(out, in, from)
+		if more == never || n >= u.retries {
+			return err
+		}
+		tried |= t.bit
+		if other := u.pick(tried); other != nil {
+			t = other
+		} else if more == elsewhere || u.ejected.Load()&t.bit != 0 {
+			return err
+		}
+		if from = pooled; faultOf(err) == faultClosed {
+			from = fresh // where one connection was closed the others may be
+		}
+		u.metrics.retried()
+	}
+}
+
+// pick chooses a target that was not tried, or is nil if there is none. A
+// target that is out and may be tried again goes first.
+func (u *upstream) pick(tried uint64) *target {
+	out := u.ejected.Load()
+	if len(u.targets) == 1 {
+		if tried != 0 || out != 0 {
+			return nil
+		}
+		return u.targets[0]
+	}
+	if out &^= tried; out != 0 && u.check == nil {
+		if t := u.due(out, time.Now()); t != nil {
+			return t
+		}
+	}
+	left := (1<<len(u.targets) - 1) &^ (out | tried)
+	if u.leastConn {
+		left = u.leastBusy(left)
+	}
+	n := bits.OnesCount64(left)
+	if n == 0 {
+		return nil
+	}
+	for range u.next.Add(1) % uint64(n) {
+		left &= left - 1
+	}
+	return u.targets[bits.TrailingZeros64(left)]
+}
+
+// leastBusy is the subset of the targets with the fewest requests.
+func (u *upstream) leastBusy(set uint64) (best uint64) {
+	least := 0
+	for ; set != 0; set &= set - 1 {
+		t := u.targets[bits.TrailingZeros64(set)]
+		switch load := t.load(); {
+		case best == 0 || load < least:
+			best, least = t.bit, load
+		case load == least:
+			best |= t.bit
+		}
+	}
+	return best
+}
+
+// due takes out of the set a target whose time has come for one request.
+func (u *upstream) due(set uint64, now time.Time) *target {
+	for ; set != 0; set &= set - 1 {
+		if t := u.targets[bits.TrailingZeros64(set)]; t.mayTry(now) {
+			return t
+		}
 	}
 	return nil
 }
 
-// acquire takes the connection that was used last, or dials.
-func (u *upstream) acquire() (*upstreamConn, error) {
-	for {
-		c, err := u.take(time.Now())
-		if err != nil {
-			return nil, err
+// start begins to check the targets and to follow their names, until close.
+func (u *upstream) start() {
+	ctx, halt := context.WithCancel(context.Background())
+	u.halt = halt
+	for _, t := range u.targets {
+		if u.check != nil {
+			u.keepers.Go(func() { t.watch(ctx) })
 		}
-		if c == nil {
-			return u.dial()
+		if t.isNamed() {
+			u.keepers.Go(func() { t.follow(ctx, resolveInterval) })
 		}
-		if c.isQuiet() {
-			return c, nil
-		}
-		u.discard(c)
 	}
 }
 
-var (
-	errBusy   = errors.New("all connections that max_conns allows are in use")
-	errClosed = errors.New("the upstream is closed")
-)
-
-// take takes a connection off the pool. If there is none it counts a new one,
-// which the caller has to dial, and returns nil.
-func (u *upstream) take(now time.Time) (*upstreamConn, error) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.closed {
-		return nil, &upstreamError{faultConnect, errClosed}
+// close ends the checks, closes the idle connections and sends away who waits;
+// connections in use are closed when their response is finished. It is safe to
+// call twice.
+func (u *upstream) close() {
+	if u.halt != nil {
+		u.halt()
 	}
-	if last := len(u.idle) - 1; last >= 0 && now.Sub(u.idle[last].idleSince) < maxIdle {
-		c := u.idle[last]
-		u.idle[last] = nil
-		u.idle = u.idle[:last]
-		return c, nil
+	for _, t := range u.targets {
+		t.close()
 	}
-	u.closeIdleLocked(len(u.idle)) // all are older than the last
-	if u.open >= u.maxConns {
-		return nil, &upstreamError{faultBusy, errBusy}
-	}
-	u.open++
-	return nil, nil
+	u.keepers.Wait()
 }
 
-func (u *upstream) dial() (*upstreamConn, error) {
-	raw, err := u.dialer.Dial(u.network, u.address)
-	if err == nil {
-		var c *upstreamConn
-		if c, err = newUpstreamConn(raw, u); err == nil {
-			return c, nil
-		}
-		_ = raw.Close()
-	}
-	u.mu.Lock()
-	u.open--
-	u.mu.Unlock()
-	return nil, &upstreamError{faultConnect, fmt.Errorf("connect: %w", err)}
-}
-
-// release puts a clean connection back.
-func (u *upstream) release(c *upstreamConn) {
-	c.rest()
-	u.mu.Lock()
-	if u.closed {
-		u.mu.Unlock()
-		u.discard(c)
-		return
-	}
-	c.idleSince = time.Now()
-	u.idle = append(u.idle, c)
-	if !u.sweeping {
-		u.sweepLocked(maxIdle)
-	}
-	u.mu.Unlock()
-}
+// release gives a clean connection back to its pool.
+func (u *upstream) release(c *upstreamConn) { c.target.release(c) }
 
 // discard closes a connection that is in use.
-func (u *upstream) discard(c *upstreamConn) {
-	_ = c.Close()
-	u.mu.Lock()
-	u.open--
-	u.mu.Unlock()
-}
-
-func (u *upstream) sweepLocked(after time.Duration) {
-	u.sweeping = true
-	if u.sweeper == nil {
-		u.sweeper = time.AfterFunc(after, u.sweep)
-		return
-	}
-	u.sweeper.Reset(after)
-}
-
-// sweep closes what nobody used for too long, and comes again when the next
-// connection is due. A timer that runs once in maxIdle costs a request nothing.
-func (u *upstream) sweep() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	old, now := 0, time.Now()
-	for old < len(u.idle) && now.Sub(u.idle[old].idleSince) >= maxIdle {
-		old++
-	}
-	u.closeIdleLocked(old)
-	u.sweeping = false
-	if len(u.idle) > 0 {
-		u.sweepLocked(maxIdle - now.Sub(u.idle[0].idleSince))
-	}
-}
-
-// closeIdleLocked closes the n connections at the bottom of the pool. Close
-// doesn't block: nothing is waiting to be sent on them.
-func (u *upstream) closeIdleLocked(n int) {
-	for _, c := range u.idle[:n] {
-		_ = c.Close()
-	}
-	left := copy(u.idle, u.idle[n:])
-	clear(u.idle[left:])
-	u.idle = u.idle[:left]
-	u.open -= n
-}
-
-// close closes the idle connections at once and the others when their
-// response is finished. It is safe to call twice.
-func (u *upstream) close() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.closed = true
-	if u.sweeper != nil {
-		u.sweeper.Stop()
-	}
-	u.closeIdleLocked(len(u.idle))
-}
+func (u *upstream) discard(c *upstreamConn) { c.target.discard(c) }
 
 // openConns counts the connections, in use or idle.
 func (u *upstream) openConns() int {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.open
+	n := 0
+	for _, t := range u.targets {
+		open, _ := t.conns()
+		n += open
+	}
+	return n
 }
 
 // idleConns counts the connections that wait for a request.
 func (u *upstream) idleConns() int {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return len(u.idle)
+	n := 0
+	for _, t := range u.targets {
+		_, idle := t.conns()
+		n += idle
+	}
+	return n
 }
+
+// ejectedTargets counts the targets that get no requests.
+func (u *upstream) ejectedTargets() int { return bits.OnesCount64(u.ejected.Load()) }

@@ -21,22 +21,27 @@ const (
 )
 
 func TestTargets(t *testing.T) {
-	tests := []struct{ target, network, address, host string }{
-		{"http://a.example", "tcp", "a.example:80", "a.example"},
-		{"http://a.example:8080", "tcp", "a.example:8080", "a.example:8080"},
-		{"HTTP://127.0.0.1:1", "tcp", "127.0.0.1:1", "127.0.0.1:1"},
-		{"http://[::1]:8080", "tcp", "[::1]:8080", "[::1]:8080"},
-		{"http://[::1]", "tcp", "[::1]:80", "[::1]"},
-		{"unix:/run/a.sock", "unix", "/run/a.sock", "localhost"},
+	tests := []struct{ target, network, address, host, named string }{
+		{"http://a.example", "tcp", "a.example:80", "a.example", "a.example"},
+		{"http://a.example:8080", "tcp", "a.example:8080", "a.example:8080", "a.example"},
+		{"https://a.example", "tcp", "a.example:443", "a.example", "a.example"},
+		{"HTTPS://a.example:8443", "tcp", "a.example:8443", "a.example:8443", "a.example"},
+		{"HTTP://127.0.0.1:1", "tcp", "127.0.0.1:1", "127.0.0.1:1", ""},
+		{"http://[::1]:8080", "tcp", "[::1]:8080", "[::1]:8080", ""},
+		{"http://[::1]", "tcp", "[::1]:80", "[::1]", ""},
+		{"unix:/run/a.sock", "unix", "/run/a.sock", "localhost", ""},
 	}
 	for _, tt := range tests {
-		u, err := newUpstream(upstreamOptions{target: tt.target})
+		got, err := newTarget(nil, tt.target, 0)
 		if err != nil {
 			t.Errorf("%s: %v", tt.target, err)
 			continue
 		}
-		if got := [3]string{u.network, u.address, string(u.host)}; got != [3]string{tt.network, tt.address, tt.host} {
+		if got := [4]string{got.network, got.address, string(got.host), got.hostname}; got != [4]string{tt.network, tt.address, tt.host, tt.named} {
 			t.Errorf("%s: got %q", tt.target, got)
+		}
+		if secure := strings.EqualFold(tt.target[:6], "https:"); got.secure != secure {
+			t.Errorf("%s: secure is %t", tt.target, got.secure)
 		}
 	}
 }
@@ -45,15 +50,11 @@ func TestMalformedTargetsAreRefused(t *testing.T) {
 	for _, target := range []string{
 		"", "a.example", "a.example:80", "//a.example", "http://", "http://:80", "http:a", "http://a/", "http://a/b",
 		"http://a?b", "http://a?", "http://a#b", "http://u@a", "http://u:p@a", "http://a:", "http://a:0", "http://a:65536", "http://a:x",
-		"ftp://a", "unix:", "unix:a", "unix://a/b/", "http://a b", "echo:",
+		"ftp://a", "unix:", "unix:a", "unix://a/b/", "http://a b", "https://", "https://a/", "https://u@a", "https://a:0", "httpss://a", "echo",
 	} {
-		if _, err := newUpstream(upstreamOptions{target: target}); !errors.Is(err, errTarget) {
+		if _, err := newTarget(nil, target, 0); !errors.Is(err, errTarget) {
 			t.Errorf("%q: got error %v, want %v", target, err, errTarget)
 		}
-	}
-	_, err := newUpstream(upstreamOptions{target: "https://a.example"})
-	if err == nil || !strings.Contains(err.Error(), "https targets are not served yet") {
-		t.Errorf("https: got error %v", err)
 	}
 }
 
@@ -196,9 +197,9 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 	s := startRaw(t, always(answerOK))
 	u := upstreamTo(t, s.target())
 	age := func() {
-		u.mu.Lock()
-		defer u.mu.Unlock()
-		for _, c := range u.idle {
+		u.targets[0].mu.Lock()
+		defer u.targets[0].mu.Unlock()
+		for _, c := range u.targets[0].idle {
 			c.idleSince = c.idleSince.Add(-maxIdle)
 		}
 	}
@@ -209,7 +210,7 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 		t.Errorf("taken after 4 s: got %d connections, %d open; want 2, 1", s.connections(), u.openConns())
 	}
 	age()
-	u.sweep()
+	u.targets[0].sweep()
 	if u.openConns() != 0 || u.idleConns() != 0 {
 		t.Errorf("swept after 4 s: got %d open, %d idle", u.openConns(), u.idleConns())
 	}
@@ -219,10 +220,10 @@ func TestSweeperComesByItself(t *testing.T) {
 	s := startRaw(t, always(answerOK))
 	u := upstreamTo(t, s.target())
 	mustAnswer(t, u, "ok")
-	u.mu.Lock()
-	u.idle[0].idleSince = u.idle[0].idleSince.Add(-maxIdle + 20*time.Millisecond)
-	u.mu.Unlock()
-	u.sweep() // too early: it only asks to be woken
+	u.targets[0].mu.Lock()
+	u.targets[0].idle[0].idleSince = u.targets[0].idle[0].idleSince.Add(-maxIdle + 20*time.Millisecond)
+	u.targets[0].mu.Unlock()
+	u.targets[0].sweep() // too early: it only asks to be woken
 	if u.openConns() != 1 {
 		t.Fatal("a connection was closed too early")
 	}

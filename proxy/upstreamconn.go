@@ -16,16 +16,17 @@ import (
 type fault uint8
 
 const (
-	faultConnect  fault = iota // 502: no connection, nothing was sent
-	faultBusy                  // 503: max_conns reached, nothing was sent
-	faultTimeout               // 504: too slow
-	faultProtocol              // 502: what it sent is no HTTP/1.1 response
-	faultClosed                // 502: it closed the connection too early
-	faultClient                // 400: the client's body could not be read
-	faultCount                 // how many there are
+	faultConnect   fault = iota // 502: no connection, nothing was sent
+	faultBusy                   // 503: max_conns reached, nothing was sent
+	faultUnhealthy              // 503: every target is ejected, nothing was sent
+	faultTimeout                // 504: too slow
+	faultProtocol               // 502: what it sent is no HTTP/1.1 response
+	faultClosed                 // 502: it closed the connection too early
+	faultClient                 // 400: the client's body could not be read
+	faultCount                  // how many there are
 )
 
-var faultNames = [faultCount]string{"connect", "busy", "timeout", "protocol", "closed", "client"}
+var faultNames = [faultCount]string{"connect", "busy", "unhealthy", "timeout", "protocol", "closed", "client"}
 
 // String is the value of the label kind.
 func (f fault) String() string { return faultNames[f] }
@@ -78,6 +79,11 @@ type outgoing struct {
 	// before the final head is there. What it gets is valid during the call, and has
 	// hop-by-hop and framing fields in it. Nil drops them.
 	interim func(status int, reason []byte, fields []field)
+	// departure ends the conversation when the client leaves; nil for nobody.
+	departure *departure
+	// idempotent says that the method is GET, HEAD or OPTIONS and there is no body.
+	idempotent bool
+	target     string // set by do: the target that was asked last, as configured
 }
 
 // The read buffer of a connection grows while a head doesn't fit. A large one
@@ -95,7 +101,12 @@ const (
 type upstreamConn struct {
 	net.Conn
 	upstream  *upstream
+	target    *target
+	tls       *tlsConn // the same as Conn; nil without TLS
 	idleSince time.Time
+	resolved  uint32 // which look-up of the target's name has this address
+	reused    bool   // it carried a request before
+	wrote     bool   // a byte of the present request was written
 
 	raw     syscall.RawConn
 	peek    func(fd uintptr) // sets what follows; made once, because a closure a call would be garbage
@@ -124,6 +135,9 @@ func newUpstreamConn(raw net.Conn, u *upstream) (*upstreamConn, error) {
 // neither closed it nor sent anything that nobody asked for, which would be taken
 // for the next answer. Control, unlike Read, works also when a deadline is over.
 func (c *upstreamConn) isQuiet() bool {
+	if c.tls != nil {
+		return c.tls.isQuiet()
+	}
 	return c.raw.Control(c.peek) == nil && c.peekErr == syscall.EAGAIN
 }
 
@@ -185,12 +199,17 @@ func (c *upstreamConn) setReadBy(due time.Time) error {
 }
 
 // write sends p. It gives up when that takes longer than the upstream's
-// idleTimeout. Like in receive, the deadline is moved only when it has passed.
+// idleTimeout. Like in receive, the deadline is moved only when it has passed;
+// but with TLS, which a write that was cut short spoils for good, always.
 func (c *upstreamConn) write(p []byte) error {
 	due := time.Now().Add(c.upstream.idleTimeout)
+	if c.tls != nil {
+		c.writeBy = time.Time{}
+	}
 	for {
 		if !c.writeBy.IsZero() {
 			n, err := c.Conn.Write(p)
+			c.wrote = c.wrote || n > 0
 			if err == nil || !c.writeBy.Before(due) || !errors.Is(err, os.ErrDeadlineExceeded) {
 				return err
 			}

@@ -293,7 +293,7 @@ func TestConnectTimesOut(t *testing.T) {
 		}
 		defer filler.Close()
 	}
-	u, err := newUpstream(upstreamOptions{target: "http://" + address, connectTimeout: 200 * time.Millisecond, maxConns: 1})
+	u, err := newUpstream(upstreamOptions{urls: []string{"http://" + address}, connectTimeout: 200 * time.Millisecond, maxConns: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -385,7 +385,7 @@ func TestFieldsStayValidWhileTheBodyIsRead(t *testing.T) {
 	if len(in.fields) != 0 || u.idleConns() != 1 {
 		t.Errorf("after finish: got %d fields, %d idle connections", len(in.fields), u.idleConns())
 	}
-	if kept := len(u.idle[0].buf); kept > keptReadBuffer {
+	if kept := len(u.targets[0].idle[0].buf); kept > keptReadBuffer {
 		t.Errorf("the pool keeps a buffer of %d bytes", kept)
 	}
 }

@@ -32,6 +32,12 @@ func (c *Config) Validate(capacity func(resource string) int64, report func(path
 		report("drain_timeout", "must be at least drain_delay, which is part of it")
 	}
 	c.Limits.validate(func(key, problem string) { report("limits."+key, problem) })
+	if c.ProxyProtocol && len(c.TrustedProxies) == 0 {
+		report("proxy_protocol", "is true, but trusted_proxies is empty: list there who may connect and say for whom")
+	}
+	if c.TLS != nil {
+		c.TLS.validate(func(key, problem string) { report("tls."+key, problem) })
+	}
 	for name, u := range c.Upstreams {
 		u.validate(name, func(key, problem string) { report("upstreams."+name+key, problem) })
 	}
@@ -48,12 +54,31 @@ func (c *Config) Validate(capacity func(resource string) int64, report func(path
 	}
 }
 
+// validate looks at the texts alone; whoever reads the files reports those.
+func (c *TLSConfig) validate(report func(key, problem string)) {
+	if len(c.Certificates) == 0 {
+		report("certificates", "is empty: write [{cert_file: FILE, key_file: FILE}], or leave tls out")
+	}
+	for i, each := range c.Certificates {
+		if each.CertFile == "" {
+			report(fmt.Sprintf("certificates[%d].cert_file", i), "is missing: give the PEM file of a certificate")
+		}
+		if each.KeyFile == "" {
+			report(fmt.Sprintf("certificates[%d].key_file", i), "is missing: give the PEM file of the certificate's private key")
+		}
+	}
+	if !slices.Contains([]string{"", "1.2", "1.3"}, c.MinVersion) {
+		report("min_version", fmt.Sprintf("%q is neither \"1.2\" nor \"1.3\"", c.MinVersion))
+	}
+}
+
 func (c *UpstreamConfig) validate(name string, report func(key, problem string)) {
 	if !isName(name) {
 		report("", fmt.Sprintf("name %q: use 1 to 64 letters, digits, dots, dashes and underscores", name))
 	}
-	if _, err := newNamedUpstream(name, c.withDefaults()); err != nil {
-		report(".targets", err.Error())
+	buildUpstream(c.options(name), report)
+	if c.Balance != "" && c.Balance != roundRobin && c.Balance != leastConn {
+		report(".balance", fmt.Sprintf("%q is none of %s, %s", c.Balance, roundRobin, leastConn))
 	}
 	for key, d := range map[string]time.Duration{".connect_timeout": c.ConnectTimeout, ".response_timeout": c.ResponseTimeout, ".idle_timeout": c.IdleTimeout} {
 		if d < 0 || d > 0 && d < time.Millisecond {
@@ -62,6 +87,34 @@ func (c *UpstreamConfig) validate(name string, report func(key, problem string))
 	}
 	if c.MaxConns < 0 {
 		report(".max_conns", "must be at least 1")
+	}
+	if q := c.QueueTimeout; q != nil && (*q < 0 || *q > time.Minute) {
+		report(".queue_timeout", "must be from 0s, for no waiting, to 1m")
+	}
+	if n := c.Retries; n != nil && (*n < 0 || *n > 10) {
+		report(".retries", "must be from 0 to 10")
+	}
+	if c.HealthCheck != nil {
+		c.HealthCheck.validate(func(key, problem string) { report(".health_check"+key, problem) })
+	}
+}
+
+func (c *HealthCheckConfig) validate(report func(key, problem string)) {
+	isOdd := func(b rune) bool { return b <= ' ' || b > '~' || b == '#' }
+	if c.Path != "" && (c.Path[0] != '/' || strings.ContainsFunc(c.Path, isOdd)) {
+		report(".path", fmt.Sprintf("%q is no path; write it as it is sent, as in /healthz or /status?full=1", c.Path))
+	}
+	if c.Interval != 0 && c.Interval < 100*time.Millisecond {
+		report(".interval", "must be at least 100ms")
+	}
+	if c.Timeout != 0 && c.Timeout < time.Millisecond {
+		report(".timeout", "must be at least 1ms")
+	}
+	if c.UnhealthyAfter < 0 || c.UnhealthyAfter > 1000 {
+		report(".unhealthy_after", "must be from 1 to 1000")
+	}
+	if c.HealthyAfter < 0 || c.HealthyAfter > 1000 {
+		report(".healthy_after", "must be from 1 to 1000")
 	}
 }
 

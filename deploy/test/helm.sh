@@ -44,6 +44,11 @@ below() {
 }
 
 go build -o "$dir/r8limiter" .
+# What the Secrets with certificates would hold.
+for each in proxy control; do
+  mkdir -p "$dir/tls/$each"
+  (cd "$dir/tls/$each" && go run "$(go env GOROOT)/src/crypto/tls/generate_cert.go" -host localhost 2>/dev/null && mv cert.pem tls.crt && mv key.pem tls.key && cp tls.crt ca.crt)
+done
 for values in "$chart"/ci/*.yaml; do
   name=$(basename "$values" .yaml)
   echo "== $name"
@@ -57,7 +62,7 @@ for values in "$chart"/ci/*.yaml; do
     --ignore-test statefulset-has-host-podantiaffinity \
     "$dir/$name.yaml" >"$dir/score" || { grep CRITICAL "$dir/score"; fail "kube-score: $name"; }
   # The configuration that the pods would read.
-  part "$name" configmap.yaml | below config.yaml >"$dir/$name.config"
+  part "$name" configmap.yaml | below config.yaml | sed "s|/etc/r8limiter-tls/|$dir/tls/|" >"$dir/$name.config"
   R8LIMITER_REDIS_URL=rediss://127.0.0.1:6379/0 REDIS_PASSWORD=secret R8LIMITER_ADMIN_TOKEN=0123456789abcdef "$dir/r8limiter" check -config "$dir/$name.config"
 done
 
@@ -120,6 +125,18 @@ has cluster deployment.yaml "mountPath: /etc/redis-tls"
 has cluster deployment.yaml "secretName: redis-tls"
 lacks memory serviceaccount.yaml kind
 lacks memory deployment.yaml R8LIMITER_REDIS_URL
+has tls deployment.yaml "{path: /readyz, port: control, scheme: HTTPS}"
+has tls deployment.yaml '{name: proxy-tls, secret: {secretName: "api-tls", defaultMode: 0440}}'
+has tls deployment.yaml "{name: control-tls, mountPath: /etc/r8limiter-tls/control, readOnly: true}"
+has tls configmap.yaml "cert_file: /etc/r8limiter-tls/proxy/tls.crt"
+has tls configmap.yaml 'min_version: "1.3"'
+has tls monitoring.yaml "scheme: https"
+has tls tests/ready.yaml '"https://'
+lacks defaults deployment.yaml "HTTPS|-tls"
+lacks defaults monitoring.yaml "scheme: https"
+has client-certificates deployment.yaml "tcpSocket: {port: control}"
+lacks client-certificates deployment.yaml httpGet
+lacks client-certificates tests/ready.yaml kind
 has control-only configmap.yaml "timeout: 20ms"
 has control-only configmap.yaml "capacity: 1000000000"
 has control-only deployment.yaml "containerPort: 9000"

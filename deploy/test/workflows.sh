@@ -42,8 +42,12 @@ trap 'rm -rf "$work"' EXIT
 grep -q '^ExecStart=/usr/local/bin/r8limiter ' $unit || fail "ExecStart"
 sed 's#^ExecStart=[^ ]*#ExecStart=/bin/true#' $unit >"$work/r8limiter.service"
 systemd-analyze verify --man=no "$work/r8limiter.service" 2>"$work/complaints" || { cat "$work/complaints" >&2; fail "systemd-analyze verify"; }
+for socket in deploy/systemd/*.socket; do
+  cp "$socket" "$work/"
+  systemd-analyze verify --man=no "$work/${socket##*/}" 2>>"$work/complaints" || { cat "$work/complaints" >&2; fail "systemd-analyze verify ${socket##*/}"; }
+done
 # It only warns of a key that it does not know, or of a value that it ignores.
-! grep -F r8limiter.service "$work/complaints" >&2 || fail "systemd-analyze verify warns"
+! grep -F r8limiter "$work/complaints" >&2 || fail "systemd-analyze verify warns"
 # Tenths. 12 is 1.2 of 10: what is left is the network, and /proc for somaxconn.
 systemd-analyze security --offline=true --threshold=12 $unit >"$work/exposure" || { cat "$work/exposure" >&2; fail "exposure above 1.2"; }
 tail -n 1 "$work/exposure"

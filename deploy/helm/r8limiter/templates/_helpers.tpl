@@ -80,9 +80,38 @@ tolerations:
 {{- end }}
 {{- end }}
 
-{{/* The configuration with limiter.redis filled in; what it says there itself wins. */}}
+{{/* How a probe asks the control listener for a path. A kubelet has no certificate to show. */}}
+{{- define "r8limiter.probe" -}}
+{{- if include "r8limiter.clientCA" . }}
+tcpSocket: {port: control}
+{{- else }}
+httpGet: {path: {{ .path }}, port: control{{ if include "r8limiter.controlTLS" . }}, scheme: HTTPS{{ end }}}
+{{- end }}
+{{- end }}
+
+{{/* Not empty where the control listener wants certificates of its clients. */}}
+{{- define "r8limiter.clientCA" -}}
+{{- dig "admin" "tls" "client_ca_file" "" .Values.config }}
+{{- end }}
+
+{{/* Not empty where the control listener speaks TLS. */}}
+{{- define "r8limiter.controlTLS" -}}
+{{- if or .Values.tls.controlSecret (dig "admin" "tls" "" .Values.config) }}true{{ end }}
+{{- end }}
+
+{{/* The configuration with tls and limiter.redis filled in; what it says there itself wins. */}}
 {{- define "r8limiter.config" -}}
 {{- $config := deepCopy .Values.config }}
+{{- if .Values.tls.proxySecret }}
+{{- $proxy := default dict (get $config "proxy") }}
+{{- $pair := dict "cert_file" "/etc/r8limiter-tls/proxy/tls.crt" "key_file" "/etc/r8limiter-tls/proxy/tls.key" }}
+{{- $_ := set $proxy "tls" (mergeOverwrite (dict "certificates" (list $pair)) (default dict (get $proxy "tls"))) }}
+{{- $_ := set $config "proxy" $proxy }}
+{{- end }}
+{{- if .Values.tls.controlSecret }}
+{{- $pair := dict "cert_file" "/etc/r8limiter-tls/control/tls.crt" "key_file" "/etc/r8limiter-tls/control/tls.key" }}
+{{- $_ := set $config.admin "tls" (mergeOverwrite $pair (default dict (get $config.admin "tls"))) }}
+{{- end }}
 {{- if ne .Values.redis.mode "none" }}
 {{- $limiter := default dict (get $config "limiter") }}
 {{- $redis := dict "url" "${R8LIMITER_REDIS_URL}" "timeout" .Values.redis.timeout "key_prefix" .Values.redis.keyPrefix }}

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// healthCheck is what the health command was asked for.
+type healthCheck struct {
+	url  string    // of /readyz; "" for the one of the configuration
+	ca   string    // PEM file of who signs its certificate; "" see client
+	pair pairFiles // of the certificate to show; empty names for none
+
+	insecure bool // its certificate may be any, for nothing secret is sent
+}
+
+// health asks a running instance for /readyz.
+func (p *program) health(h healthCheck, file string) int {
+	if h.url == "" {
+		c, problems := p.load(file)
+		if p.complain(file, problems) {
+			return exitFailure
+		}
+		h.url = readyURL(&c)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, h.url, nil)
+	if err != nil {
+		fmt.Fprintf(p.stderr, "health: %v; write -url http://host:port/readyz\n", err)
+		return exitUsage
+	}
+	client, err := h.client(req.URL)
+	if err != nil {
+		fmt.Fprintf(p.stderr, "health: %v\n", err)
+		return exitUsage
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		fmt.Fprintf(p.stderr, "health: %v; is r8limiter running there?\n", err)
+		return exitFailure
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+	fmt.Fprintf(p.stdout, "%s: %d %s\n", h.url, resp.StatusCode, strings.TrimSpace(string(body)))
+	if resp.StatusCode != http.StatusOK {
+		return exitFailure
+	}
+	return exitFine
+}
+
+// readyURL is where an instance with this configuration says whether it is ready.
+func readyURL(c *Config) string {
+	scheme := "http"
+	if c.Admin.TLS != nil {
+		scheme = "https"
+	}
+	return scheme + "://" + reachable(c.Admin.Listen) + "/readyz"
+}
+
+// client asks this one instance, whatever proxy the environment names. Without
+// a CA file the system's authorities count; a certificate of this very host, by
+// a loopback address, is then not verified: nobody else can be there, and
+// nothing secret is sent.
+func (h *healthCheck) client(to *url.URL) (*http.Client, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: h.insecure || h.ca == "" && isLoopbackHost(to.Hostname())}
+	if h.ca != "" {
+		roots, err := readAuthorities(h.ca)
+		if err != nil {
+			return nil, fmt.Errorf("-ca: %w", err)
+		}
+		config.RootCAs = roots
+	}
+	if h.pair.cert != "" || h.pair.key != "" {
+		pair, _, err := h.pair.read()
+		if err != nil {
+			return nil, fmt.Errorf("-cert, -key: %w", err)
+		}
+		config.Certificates = []tls.Certificate{*pair}
+	}
+	return &http.Client{
+		Transport:     &http.Transport{DisableKeepAlives: true, TLSClientConfig: config},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}, nil
+}
+
+func isLoopbackHost(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}

@@ -1,0 +1,260 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// tlsFiles is what the configuration says about TLS on one listener.
+type tlsFiles struct {
+	listener   string // "proxy" or "control": the label of metrics and log lines
+	path       string // of the block in the configuration
+	pairs      []pairFiles
+	clientCA   string // "" where clients need no certificate
+	minVersion uint16
+}
+
+// pairFiles are the PEM files of one certificate, intermediates after it, and
+// of its private key.
+type pairFiles struct{ path, cert, key string }
+
+// tlsVersions are the values of min_version.
+var tlsVersions = map[string]uint16{"": tls.VersionTLS12, "1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13}
+
+// proxyTLS is what holds for the proxy listener; nil without TLS.
+func (c *Config) proxyTLS() *tlsFiles {
+	if c.Proxy.TLS == nil {
+		return nil
+	}
+	f := &tlsFiles{listener: "proxy", path: "proxy.tls", minVersion: tlsVersions[c.Proxy.TLS.MinVersion]}
+	for i, each := range c.Proxy.TLS.Certificates {
+		f.pairs = append(f.pairs, pairFiles{fmt.Sprintf("proxy.tls.certificates[%d]", i), each.CertFile, each.KeyFile})
+	}
+	return f
+}
+
+// adminTLS is what holds for the control listener; nil without TLS.
+func (c *Config) adminTLS() *tlsFiles {
+	if c.Admin.TLS == nil {
+		return nil
+	}
+	return &tlsFiles{
+		listener: "control", path: "admin.tls", minVersion: tlsVersions[c.Admin.TLS.MinVersion],
+		pairs:    []pairFiles{{"admin.tls", c.Admin.TLS.CertFile, c.Admin.TLS.KeyFile}},
+		clientCA: c.Admin.TLS.ClientCAFile,
+	}
+}
+
+// names are all files that f reads.
+func (f *tlsFiles) names() (names []string) {
+	for _, p := range f.pairs {
+		names = append(names, p.cert, p.key)
+	}
+	if f.clientCA != "" {
+		names = append(names, f.clientCA)
+	}
+	return names
+}
+
+// keyring is what a listener shows and believes at one time. It is not changed.
+type keyring struct {
+	pairs   []*tls.Certificate // as in tlsFiles
+	clients *x509.CertPool     // who signs the clients' certificates; nil for nobody asked
+	whole   bool               // every file could be used when it was last read
+}
+
+// read reads all files. It reports, by the path of its key, each that can't be
+// used; what old has in its place is kept. Empty names are the packages' to report.
+func (f *tlsFiles) read(old keyring, report func(path, problem string)) keyring {
+	k := keyring{pairs: make([]*tls.Certificate, len(f.pairs)), clients: old.clients, whole: true}
+	copy(k.pairs, old.pairs)
+	for i, p := range f.pairs {
+		if p.cert == "" || p.key == "" {
+			k.whole = false
+			continue
+		}
+		if pair, key, err := p.read(); err != nil {
+			k.whole = false
+			report(p.path+"."+key, err.Error())
+		} else {
+			k.pairs[i] = pair
+		}
+	}
+	if f.clientCA == "" {
+		return k
+	}
+	pool, err := readAuthorities(f.clientCA)
+	if err != nil {
+		k.whole = false
+		report(f.path+".client_ca_file", err.Error())
+		return k
+	}
+	k.clients = pool
+	return k
+}
+
+// read reads a certificate with its key; on failure it names the key of the
+// configuration that is to blame.
+func (p pairFiles) read() (pair *tls.Certificate, blame string, err error) {
+	certificate, err := readSmallFile(p.cert)
+	if err != nil {
+		return nil, "cert_file", fmt.Errorf("can't be read: %w", err)
+	}
+	if _, err := parseCertificates(p.cert, certificate); err != nil {
+		return nil, "cert_file", err
+	}
+	key, err := readSmallFile(p.key)
+	if err != nil {
+		return nil, "key_file", fmt.Errorf("can't be read: %w", err)
+	}
+	both, err := tls.X509KeyPair(certificate, key)
+	if err != nil {
+		return nil, "key_file", fmt.Errorf("%s does not go with cert_file %s: %w; give its private key, in PEM without a pass phrase", p.key, p.cert, err)
+	}
+	return &both, "", nil
+}
+
+// readAuthorities reads a PEM file of one certificate or more.
+func readAuthorities(file string) (*x509.CertPool, error) {
+	data, err := readSmallFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("can't be read: %w", err)
+	}
+	return parseCertificates(file, data)
+}
+
+// parseCertificates reads the PEM in data; errors name its file.
+// x509.CertPool's own would pass over a certificate that it can't read.
+func parseCertificates(file string, data []byte) (*x509.CertPool, error) {
+	pool, n := x509.NewCertPool(), 0
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		certificate, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s holds a certificate that can't be read: %w", file, err)
+		}
+		pool.AddCert(certificate)
+		n++
+	}
+	if n == 0 {
+		return nil, fmt.Errorf("%s holds no certificate: it must be PEM, with -----BEGIN CERTIFICATE-----", file)
+	}
+	return pool, nil
+}
+
+// credentials keep what a listener shows as its files are now. A file that
+// became unusable leaves in force what it held before.
+type credentials struct {
+	files *tlsFiles
+	log   zerolog.Logger
+	watch *fileWatch
+	ring  atomic.Pointer[keyring]
+}
+
+// newCredentials reads the files for the first time; the error joins all that
+// is wrong with them.
+func newCredentials(files *tlsFiles, log zerolog.Logger) (*credentials, error) {
+	c := &credentials{files: files, log: log.With().Str("listener", files.listener).Logger()}
+	c.watch = newFileWatch(files.names(), c.log)
+	var all error
+	k := files.read(keyring{}, func(path, problem string) {
+		all = errors.Join(all, fmt.Errorf("%s: %s", path, problem))
+	})
+	c.ring.Store(&k)
+	c.warnOfExpired(&k)
+	return c, all
+}
+
+// run reloads whenever files change, until ctx ends.
+func (c *credentials) run(ctx context.Context) { c.watch.run(ctx, c.reload) }
+
+func (c *credentials) reload() {
+	k := c.files.read(*c.ring.Load(), func(path, problem string) {
+		c.log.Error().Str("key", path).Str("problem", problem).Msg("a changed file can't be used: what it held before stays in force")
+	})
+	c.ring.Store(&k)
+	if k.whole {
+		c.log.Info().Time("not_after", k.notAfter().UTC()).Msg("certificates reloaded")
+	}
+	c.warnOfExpired(&k)
+}
+
+func (c *credentials) warnOfExpired(k *keyring) {
+	if end := k.notAfter(); !end.IsZero() && time.Now().After(end) {
+		c.log.Warn().Time("not_after", end.UTC()).Msg("a certificate has expired: clients will refuse it")
+	}
+}
+
+// notAfter is when the first certificate expires; zero if there is none.
+func (k *keyring) notAfter() (first time.Time) {
+	for _, p := range k.pairs {
+		if p != nil && (first.IsZero() || p.Leaf.NotAfter.Before(first)) {
+			first = p.Leaf.NotAfter
+		}
+	}
+	return first
+}
+
+// choose is the first certificate that the client can use under the name that
+// it asks for, else the first of all: what crypto/tls does with a fixed list.
+func (c *credentials) choose(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	pairs := c.ring.Load().pairs
+	for _, p := range pairs {
+		if hello.SupportsCertificate(p) == nil {
+			return p, nil
+		}
+	}
+	return pairs[0], nil
+}
+
+// config is the one configuration of the listener, whatever its files come to
+// hold: so tickets of sessions go on working across a reload. The protocols are
+// for whoever speaks them to add.
+func (c *credentials) config() *tls.Config {
+	base := &tls.Config{MinVersion: c.files.minVersion, CipherSuites: strongSuites(), GetCertificate: c.choose}
+	if c.files.clientCA == "" {
+		return base
+	}
+	base.ClientAuth = tls.RequireAndVerifyClientCert
+	base.ClientCAs = c.ring.Load().clients
+	// Each connection is to be judged by the authorities of now.
+	base.SessionTicketsDisabled = true
+	base.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		now := base.Clone()
+		now.GetConfigForClient = nil
+		now.ClientCAs = c.ring.Load().clients
+		return now, nil
+	}
+	return base
+}
+
+// strongSuites are those for TLS 1.2 with forward secrecy and authenticated
+// encryption; Go's own choice has ECDHE with AES-CBC too. 1.3 has no others.
+func strongSuites() []uint16 {
+	return []uint16{
+		tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+		tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+		tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+	}
+}
+
+// WriteMetrics writes the state of the certificates in Prometheus' text format.
+func (c *credentials) WriteMetrics(w io.Writer) {
+	k, whole := c.ring.Load(), 0
+	if k.whole {
+		whole = 1
+	}
+	fmt.Fprintf(w, "r8limiter_certificate_reload_successful{listener=%q} %d\n", c.files.listener, whole)
+	fmt.Fprintf(w, "r8limiter_certificate_not_after_seconds{listener=%q} %d\n", c.files.listener, k.notAfter().Unix())
+}
