@@ -120,6 +120,70 @@ func TestHTTP2EventsArriveOneByOne(t *testing.T) {
 	want(t, "end", c.next(), `DATA "" END`)
 }
 
+func TestHTTP2InterimAnswersAndTrailersArePassedOn(t *testing.T) {
+	for name, test := range map[string]struct {
+		answer string
+		frames []string
+	}{
+		"at once": {
+			"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\nHTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nX-Sum: 1\r\nX-Sum: 2\r\nX-Other: 3\r\n\r\n",
+			[]string{"HEADERS status=103 link=</a.css>", "HEADERS status=200 content-length=2", `DATA "hi"`, "HEADERS x-sum=1 x-sum=2 END"},
+		},
+		"no body": {
+			"HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Sum: 1\r\n\r\n",
+			[]string{"HEADERS status=200 content-length=0", "HEADERS x-sum=1 END"},
+		},
+		"none came": {
+			"HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+			[]string{"HEADERS status=200 content-length=2", `DATA "hi" END`},
+		},
+	} {
+		rg := newH2Rig(t, 5, always(test.answer), func(c *Config) { c.Routes[1].Action = "bypass" })
+		c := rg.dialH2(t)
+		c.get(1, "GET", "/")
+		for _, frame := range test.frames {
+			want(t, name, c.next(), frame)
+		}
+	}
+}
+
+func TestHTTP2TrailersFollowAStreamedBody(t *testing.T) {
+	more := make(chan struct{})
+	rg := newH2Rig(t, 5, func(p *peer) {
+		p.take()
+		p.send("HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n")
+		<-more
+		p.send("0\r\nX-Sum: 1\r\n\r\n")
+		p.ended()
+	}, func(c *Config) { c.Routes[1].Action = "bypass" })
+	c := rg.dialH2(t)
+	c.get(1, "GET", "/")
+	want(t, "head", c.next(), "HEADERS status=200")
+	want(t, "body", c.next(), `DATA "hi"`)
+	close(more)
+	want(t, "trailers", c.next(), "HEADERS x-sum=1 END")
+}
+
+func TestHTTP2ClientThatLeavesEndsTheUpstreamsWork(t *testing.T) {
+	for name, leave := range map[string]func(c *h2Client){
+		"reset": func(c *h2Client) { c.must(c.WriteRSTStream(1, http2.ErrCodeCancel)) },
+		"close": func(c *h2Client) { c.Close() },
+	} {
+		left := make(chan struct{})
+		rg := newH2Rig(t, 5, func(p *peer) { p.take(); p.ended(); close(left) }, nil)
+		c := rg.dialH2(t)
+		c.get(1, "GET", "/")
+		eventually(t, "the request is at the upstream", func() bool { return len(rg.raw.recorded()) == 1 })
+		leave(c)
+		select {
+		case <-left:
+		case <-time.After(5 * time.Second):
+			t.Errorf("%s: the upstream still works for nobody after 5 s", name)
+		}
+		eventually(t, "the log says so", func() bool { return strings.Contains(rg.log.String(), `"status":499`) })
+	}
+}
+
 func TestHTTP2CutOffAnswerIsResetNeverEnded(t *testing.T) {
 	for name, answer := range map[string]string{
 		"length":           "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello",
@@ -273,6 +337,7 @@ func TestHTTP2MalformedHeadsAreRefused(t *testing.T) {
 		"Transfer-Encoding":       {"400", []string{"transfer-encoding", "chunked"}},
 		"Upgrade":                 {"400", []string{"upgrade", "websocket"}},
 		"TE":                      {"400", []string{"te", "gzip"}},
+		"length by underscore":    {"400", []string{"content_length", "5"}},
 		"length without a body":   {"400", []string{"content-length", "5"}},
 		"two lengths":             {"400", []string{"content-length", "0", "content-length", "0"}},
 		"length no number":        {"400", []string{"content-length", "+0"}},
