@@ -62,8 +62,12 @@ func TestHTTP2StreamsAreBounded(t *testing.T) {
 	if !ok {
 		t.Fatalf("got %v, want SETTINGS", f)
 	}
-	if n, _ := settings.Value(http2.SettingMaxConcurrentStreams); n != 5 {
-		t.Errorf("got %d streams announced, want 5", n)
+	for id, value := range map[http2.SettingID]uint32{
+		http2.SettingMaxConcurrentStreams: 5, http2.SettingInitialWindowSize: streamWindow, http2.SettingMaxFrameSize: 16 << 10,
+	} {
+		if n, _ := settings.Value(id); n != value {
+			t.Errorf("got %v %d, want %d", id, n, value)
+		}
 	}
 	c.must(c.WriteSettingsAck())
 	for id := uint32(1); id <= 11; id += 2 {

@@ -238,7 +238,7 @@ func TestHTTP2UnreadBodyIsStoppedWithoutAnError(t *testing.T) {
 }
 
 func TestHTTP2UploadWaitsForTheUpstream(t *testing.T) {
-	const size = 8 << 20
+	const size = 32 << 20 // more than two sockets hold
 	read, got := make(chan struct{}), make(chan int, 1)
 	rg := newH2Rig(t, 5, func(p *peer) {
 		<-read
@@ -247,7 +247,7 @@ func TestHTTP2UploadWaitsForTheUpstream(t *testing.T) {
 		got <- len(body)
 		p.send(twoBytes)
 		p.ended()
-	}, nil)
+	}, func(c *Config) { c.Limits.BodyBytes = size })
 	sent := new(countingReader)
 	answered := make(chan string, 1)
 	go func() {
@@ -295,7 +295,7 @@ func TestHTTP2BodyOverTheCapIs413(t *testing.T) {
 }
 
 func TestHTTP2MalformedHeadsAreRefused(t *testing.T) {
-	rg := newH2Rig(t, 100, always(twoBytes), func(c *Config) {
+	rg := newH2Rig(t, 4, always(twoBytes), func(c *Config) {
 		c.Limits.HeaderBytes, c.Limits.HeaderFields, c.Limits.TargetBytes = 4096, 20, 1000
 	})
 	pseudo := func(method, scheme, authority, path string, more ...string) []string {
@@ -352,6 +352,9 @@ func TestHTTP2MalformedHeadsAreRefused(t *testing.T) {
 		c.get(1, "GET", "/", test.fields...)
 		want(t, name, c.status(), test.status)
 	}
+	c := rg.dialH2(t) // the fourth: what was refused cost nothing
+	c.get(1, "GET", "/")
+	want(t, "another", c.status(), "200")
 }
 
 func TestHTTP2LengthAndDataMustAgree(t *testing.T) {
@@ -388,6 +391,29 @@ func TestHTTP2ClientThatOpensNoWindowIsResetInTime(t *testing.T) {
 	want(t, "end", c.next(), "RST INTERNAL_ERROR")
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("took %v with a write_timeout of 100 ms", took)
+	}
+}
+
+// Its windows are open, but its socket takes nothing any more.
+func TestHTTP2ClientThatReadsNothingIsCutOff(t *testing.T) {
+	closed := make(chan struct{})
+	rg := newH2Rig(t, 100, func(p *peer) {
+		defer close(closed)
+		p.take()
+		p.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+		for piece := strings.Repeat("x", 1<<20); ; {
+			if _, err := io.WriteString(p, piece); err != nil {
+				return
+			}
+		}
+	}, func(c *Config) { c.Limits.WriteTimeout = 200 * time.Millisecond })
+	c := rg.dialH2(t, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30})
+	c.must(c.WriteWindowUpdate(0, 1<<30))
+	c.get(1, "GET", "/")
+	select {
+	case <-closed:
+	case <-time.After(9 * time.Second):
+		t.Error("the upstream still sends after 9 s")
 	}
 }
 
