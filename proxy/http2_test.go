@@ -294,10 +294,13 @@ func TestHTTP2BodyOverTheCapIs413(t *testing.T) {
 	}
 }
 
-func TestHTTP2MalformedHeadsAreRefused(t *testing.T) {
-	rg := newH2Rig(t, 4, always(twoBytes), func(c *Config) {
-		c.Limits.HeaderBytes, c.Limits.HeaderFields, c.Limits.TargetBytes = 4096, 20, 1000
-	})
+type h2Head struct {
+	status string
+	fields []string
+}
+
+// h2Heads are heads and what they get, in words of h2Client.status.
+func h2Heads() map[string]h2Head {
 	pseudo := func(method, scheme, authority, path string, more ...string) []string {
 		return append([]string{":method", method, ":scheme", scheme, ":authority", authority, ":path", path}, more...)
 	}
@@ -306,10 +309,7 @@ func TestHTTP2MalformedHeadsAreRefused(t *testing.T) {
 		many = append(many, fmt.Sprintf("x-%d", i), "1")
 	}
 	reset := "RST PROTOCOL_ERROR"
-	for name, test := range map[string]struct {
-		status string
-		fields []string
-	}{
+	return map[string]h2Head{
 		"fine":                    {"200", nil},
 		"OPTIONS *":               {"200", pseudo("OPTIONS", "https", "a", "*")},
 		"GET *":                   {"400", pseudo("GET", "https", "a", "*")},
@@ -347,7 +347,14 @@ func TestHTTP2MalformedHeadsAreRefused(t *testing.T) {
 		"name with a space":       {reset, []string{"x a", "a"}},
 		"unknown pseudo field":    {reset, pseudo("GET", "https", "a", "/", ":x", "a")},
 		"pseudo field comes last": {reset, []string{":method", "GET", ":scheme", "https", "x-a", "1", ":path", "/"}},
-	} {
+	}
+}
+
+func TestHTTP2MalformedHeadsAreRefused(t *testing.T) {
+	rg := newH2Rig(t, 4, always(twoBytes), func(c *Config) {
+		c.Limits.HeaderBytes, c.Limits.HeaderFields, c.Limits.TargetBytes = 4096, 20, 1000
+	})
+	for name, test := range h2Heads() {
 		c := rg.dialH2(t)
 		c.get(1, "GET", "/", test.fields...)
 		want(t, name, c.status(), test.status)
