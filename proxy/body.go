@@ -79,7 +79,7 @@ func (b *requestBody) receive(p []byte) (int, error) {
 	limits, start := &c.server.limits, time.Now()
 	n, err := c.receive(p, start.Add(limits.BodyTimeout))
 	b.waited += time.Since(start)
-	if late := b.waited - bodyGrace; late > 0 && float64(b.size) < late.Seconds()*float64(limits.MinBodyRate) {
+	if limits.tooThin(b.size, b.waited) {
 		return 0, tooThinBody(limits)
 	}
 	return n, err

@@ -55,6 +55,7 @@ type clientConn struct {
 	server *server
 	peer   netip.Addr
 	secure bool // TLS
+	http2  bool // the handshake chose it: the rest is http2Server's
 	socket net.Conn
 
 	// buf[read:end] was received and not yet used. head is the request head

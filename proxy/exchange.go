@@ -22,6 +22,7 @@ type exchange struct {
 	decision limiter.Decision
 	decided  bool // decision holds one
 	closing  bool // the connection ends with this exchange
+	cut      bool // the answer ended before its end
 	linger   bool // but what the client may still be sending is to be read on for a moment
 
 	ids  []byte // memory of ask
@@ -45,7 +46,7 @@ func (x *exchange) reset() {
 	x.client, x.cause = nil, nil
 	x.request.forget()
 	x.ask = limiter.Request{}
-	x.decided, x.closing, x.linger = false, false, false
+	x.decided, x.closing, x.linger, x.cut = false, false, false, false
 	x.upstream, x.status, x.sent = 0, 0, 0
 	x.id = x.id[:0]
 }

@@ -128,9 +128,12 @@ func (x *exchange) relay() {
 	if resp.length < 0 && x.request.version == 10 {
 		x.closing = true
 	}
+	body, whole := resp.buffered()
+	if whole && x.request.version == 20 {
+		resp.length = int64(len(body)) // known by now, which saves a frame
+	}
 	x.out = x.appendAnswerHead(x.out[:0], chunked)
 	head := len(x.out)
-	body, whole := resp.buffered()
 	x.sent = int64(len(body))
 	x.out = appendPiece(x.out, body, chunked)
 	if !whole {
@@ -274,7 +277,7 @@ func (x *exchange) stream(head int, chunked bool) {
 			break
 		}
 		if err != nil {
-			x.closing, x.cause = true, err
+			x.closing, x.cut, x.cause = true, true, err
 			return
 		}
 	}

@@ -52,6 +52,13 @@ func defaultLimits() LimitsConfig {
 // bodyGrace is how long a body may be waited for before its rate counts.
 const bodyGrace = 10 * time.Second
 
+// tooThin says whether a body of which size bytes came in waited is below
+// min_body_rate.
+func (l *LimitsConfig) tooThin(size int64, waited time.Duration) bool {
+	late := waited - bodyGrace
+	return late > 0 && float64(size) < late.Seconds()*float64(l.MinBodyRate)
+}
+
 func (l *LimitsConfig) validate(report func(key, problem string)) {
 	between := func(key string, got, least, most int64) {
 		if got < least || got > most {

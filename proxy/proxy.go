@@ -162,7 +162,7 @@ func (p *Proxy) release(x *exchange) {
 	if fault := recover(); fault != nil {
 		p.metrics.panics.Inc()
 		p.options.Log.Error().Interface("panic", fault).Bytes("stack", debug.Stack()).Msg("a request panicked; please report this")
-		x.closing = true
+		x.closing, x.cut = true, x.status != 0
 		if x.status == 0 {
 			x.problem(fasthttp.StatusInternalServerError, "internal error", fmt.Errorf("panic: %v", fault))
 		}

@@ -120,9 +120,17 @@ func newRig(t *testing.T, capacity int64, answer string) *rig {
 
 func startRig(t *testing.T, c Config, up *recorder, lim *limiter.Limiter) *rig {
 	t.Helper()
+	return startRigOver(t, c, up, Options{Limiter: lim})
+}
+
+// startRigOver is startRig with other options; the log is the rig's.
+func startRigOver(t *testing.T, c Config, up *recorder, o Options) *rig {
+	t.Helper()
+	lim := o.Limiter
 	c.Validate(func(name string) int64 { return lim.Capacity([]byte(name)) }, func(path, problem string) { t.Fatalf("configuration: %s: %s", path, problem) })
 	log := new(logBuffer)
-	p, err := New(c, Options{Limiter: lim, Log: zerolog.New(log)})
+	o.Log = zerolog.New(log)
+	p, err := New(c, o)
 	if err != nil {
 		t.Fatal(err)
 	}

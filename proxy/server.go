@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
+	"golang.org/x/net/http2"
 )
 
 // server takes clients' connections and serves each in a goroutine.
@@ -25,7 +26,8 @@ import (
 type server struct {
 	proxy    *Proxy
 	limits   LimitsConfig
-	tls      *tls.Config // nil: plain
+	tls      *tls.Config  // nil: plain
+	http2    *http2Server // nil where tls is
 	refused  [refusalReasons]*metrics.Counter
 	stopping atomic.Bool
 	stopped  chan struct{} // closed when shutdown is over
@@ -49,16 +51,15 @@ const (
 var refusalNames = [refusalReasons]string{"connections", "connections_per_client", "handshake"}
 
 func newServer(p *Proxy, limits LimitsConfig, config *tls.Config) *server {
-	if config != nil {
-		config = config.Clone()
-		config.NextProtos = []string{"http/1.1"}
-	}
 	s := &server{
-		proxy: p, limits: limits, tls: config, stopped: make(chan struct{}),
+		proxy: p, limits: limits, stopped: make(chan struct{}),
 		listeners: map[net.Listener]bool{}, conns: map[*clientConn]bool{}, perClient: map[netip.Addr]int{},
 	}
 	if s.limits.Connections == 0 {
 		s.limits.Connections = defaultConnections()
+	}
+	if config != nil {
+		s.tls, s.http2 = withProtocols(config), newHTTP2Server(s)
 	}
 	for reason, name := range refusalNames {
 		s.refused[reason] = p.metrics.set.NewCounter(fmt.Sprintf(`r8limiter_connections_refused_total{listener="proxy",reason=%q}`, name))
@@ -148,8 +149,7 @@ func (s *server) run(c *clientConn) {
 	defer s.leave(c)
 	defer func() {
 		if fault := recover(); fault != nil {
-			s.proxy.metrics.panics.Inc()
-			s.proxy.options.Log.Error().Interface("panic", fault).Bytes("stack", debug.Stack()).Msg("a connection panicked; please report this")
+			s.panicked(fault)
 		}
 	}()
 	if err := s.open(c); err != nil {
@@ -164,7 +164,16 @@ func (s *server) run(c *clientConn) {
 		return
 	}
 	defer s.uncount(client)
+	if c.http2 {
+		s.http2.serve(c)
+		return
+	}
 	c.serve()
+}
+
+func (s *server) panicked(fault any) {
+	s.proxy.metrics.panics.Inc()
+	s.proxy.options.Log.Error().Interface("panic", fault).Bytes("stack", debug.Stack()).Msg("a connection panicked; please report this")
 }
 
 // open does what comes before the first request: the PROXY header says who the
@@ -191,6 +200,7 @@ func (s *server) open(c *clientConn) (err error) {
 		return fmt.Errorf("TLS handshake: %w", err)
 	}
 	c.Conn, c.secure = secured, true
+	c.http2 = secured.ConnectionState().NegotiatedProtocol == http2.NextProtoTLS
 	return nil
 }
 
@@ -255,6 +265,10 @@ var turnedAway = fmt.Appendf(nil, "HTTP/1.1 503 Service Unavailable\r\nContent-T
 
 // turnAway tells a client that there is no room, if it takes that at once.
 func (c *clientConn) turnAway() {
+	if c.http2 {
+		c.server.http2.turnAway(c)
+		return
+	}
 	_ = c.Conn.SetDeadline(time.Now().Add(lingerTimeout))
 	_, err := c.Conn.Write(turnedAway)
 	c.linger = err == nil
@@ -293,6 +307,9 @@ func (s *server) shutdown(ctx context.Context) error {
 	s.mu.Unlock()
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		s.endIdle()
+		if s.http2 != nil {
+			s.http2.goAway()
+		}
 		if s.isEmpty() {
 			return nil
 		}
