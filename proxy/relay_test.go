@@ -116,6 +116,21 @@ func TestAnswerThatWasCutHasNoEnd(t *testing.T) {
 	}
 }
 
+// The proper end of TLS is the end of a body that has no other.
+func TestAnswerUntilCloseEndsWithTLS(t *testing.T) {
+	a := newAuthority(t)
+	s := serveRaw(t, a.listen(t, a.issue(t, "server")), func(p *peer) { p.take(); p.send(untilClose) })
+	rg, _ := rawRig(t, 100, func(*peer) {}, func(c *Config) {
+		bypassing(c)
+		c.Upstreams["api"] = UpstreamConfig{Targets: []string{"https://" + s.listener.Addr().String()}, TLS: &UpstreamTLSConfig{CAFile: a.file}}
+	})
+	c := rg.dial(t)
+	c.send(plainGet)
+	if got := c.answer("GET"); !strings.HasSuffix(got, "\r\n\r\n5\r\nhalf.\r\n0\r\n\r\n") {
+		t.Errorf("got %q", got)
+	}
+}
+
 // until reads up to text, which is part of an answer.
 func (c *rawClient) until(text string) string {
 	c.t.Helper()
