@@ -359,3 +359,11 @@ func (before resources) wantNoMore(t *testing.T) {
 		return now.goroutines <= before.goroutines+4 && now.files <= before.files+4
 	})
 }
+
+// heapBytes is what the heap holds, now that what nobody uses is gone.
+func heapBytes() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
