@@ -56,12 +56,18 @@ func serveRaw(t testing.TB, l net.Listener, script func(p *peer)) *rawServer {
 			s.mu.Unlock()
 			s.done.Go(func() {
 				defer conn.Close()
-				script(&peer{Conn: conn, r: bufio.NewReader(conn), server: s, number: number})
+				p := newPeer(conn, s)
+				p.number = number
+				script(p)
 			})
 		}
 	})
 	t.Cleanup(s.stop)
 	return s
+}
+
+func newPeer(conn net.Conn, s *rawServer) *peer {
+	return &peer{Conn: conn, r: bufio.NewReader(conn), server: s}
 }
 
 func (s *rawServer) stop() {
