@@ -135,7 +135,7 @@ func blackHole(t *testing.T) string {
 func TestFaultsOfAnUpstreamEndInTimeAndAlone(t *testing.T) {
 	dripped := func(p *peer) {
 		p.take()
-		for i := 0; i < len(okAnswer); i++ {
+		for i := range len(okAnswer) {
 			select {
 			case <-p.server.stopped:
 				return

@@ -95,7 +95,7 @@ func TestForwardedForOfATrustedPeerGrowsByOne(t *testing.T) {
 		c.TrustedProxies = []Prefix{{netip.MustParsePrefix("127.0.0.0/8")}, {netip.MustParsePrefix("10.0.0.0/8")}}
 	})
 	long := strings.Repeat("10.0.0.1, ", 199) + "10.0.0.1"
-	for _, c := range []struct{ fields, hops, client string }{
+	for i, c := range []struct{ fields, hops, client string }{
 		{"", "", "127.0.0.1"},
 		{"X-Forwarded-For: 1.1.1.1\r\n", "1.1.1.1, ", "1.1.1.1"},
 		{"X-Forwarded-For: 6.6.6.6, 1.1.1.2, 10.0.0.1\r\n", "6.6.6.6, 1.1.1.2, 10.0.0.1, ", "1.1.1.2"},
@@ -106,6 +106,7 @@ func TestForwardedForOfATrustedPeerGrowsByOne(t *testing.T) {
 		{"Connection: X-Forwarded-For\r\nX-Forwarded-For: 1.1.1.4\r\n", "1.1.1.4, ", "1.1.1.4"},
 	} {
 		rg.statusOf(t, get(c.fields))
+		eventually(t, "it is logged", func() bool { return len(rg.lines(t)) == i+1 })
 		recorded, lines := up.recorded(), rg.lines(t)
 		head := recorded[len(recorded)-1]
 		if !strings.Contains(head, "\r\nX-Forwarded-For: "+c.hops+"127.0.0.1\r\n") || strings.Count(strings.ToLower(head), "x-forwarded-for") != 1 {
