@@ -153,7 +153,7 @@ func (rg *rig) faults(kind fault) uint64 { return rg.p.upstreams["api"].metrics.
 // before it reads, whether it reads on or closes, and in whatever framing.
 func TestEarlyRefusalOfAnUploadIsReadWhole(t *testing.T) {
 	const size = 8 << 20
-	const answer = "HTTP/1.1 413 Content Too Large\r\nContent-Length: 5\r\n\r\nlarge"
+	const answer = "HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 5\r\n\r\nlarge"
 	for name, script := range map[string]func(p *peer){
 		"and closes":   func(p *peer) { p.takeHead(); p.send(answer) },
 		"and waits":    func(p *peer) { p.takeHead(); p.send(answer); <-p.server.stopped },
