@@ -13,8 +13,8 @@ test: redis ## every test, on real Redis
 	$(GO) test -race -count=1 ./...
 	$(GO) test -count=1 -run 'Alloc' ./...
 
-test-faults: redis ## every fault of Redis against running gateways, deadlines to the letter: minutes, and wants the machine for itself
-	FAULTS=all $(GO) test -count=1 -timeout 20m -v -run '^TestFaults' .
+test-faults: redis ## every fault of Redis, clients and upstreams against running gateways, deadlines to the letter: minutes, and wants the machine for itself
+	FAULTS=all $(GO) test -count=1 -timeout 20m -p 1 -v -run '^TestFaults' . ./proxy
 
 test-deploy: redis ## everything in deploy/ and loadtest/, for real; installs its pinned tools
 	@set -e; for t in deploy/test/*.sh; do [ ! -x $$t ] || { echo "== $$t"; $$t; }; done

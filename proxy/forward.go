@@ -46,6 +46,10 @@ func (x *exchange) forward() {
 	if x.resp.unsent() {
 		x.abandon()
 	}
+	if e, ok := errors.AsType[*upstreamError](x.cause); ok { // amid the answer
+		u.metrics.failed(e.kind)
+		return
+	}
 	u.metrics.answered(x.status, x.upstream)
 }
 

@@ -25,6 +25,7 @@ type peer struct {
 type rawServer struct {
 	listener net.Listener
 	done     sync.WaitGroup
+	stopped  chan struct{} // closed by stop
 
 	mu       sync.Mutex
 	requests []string
@@ -42,7 +43,7 @@ func startRaw(t testing.TB, script func(p *peer)) *rawServer {
 }
 
 func serveRaw(t testing.TB, l net.Listener, script func(p *peer)) *rawServer {
-	s := &rawServer{listener: l}
+	s := &rawServer{listener: l, stopped: make(chan struct{})}
 	s.done.Go(func() {
 		for {
 			conn, err := l.Accept()
@@ -55,7 +56,9 @@ func serveRaw(t testing.TB, l net.Listener, script func(p *peer)) *rawServer {
 			s.mu.Unlock()
 			s.done.Go(func() {
 				defer conn.Close()
-				script(&peer{Conn: conn, r: bufio.NewReader(conn), server: s, number: number})
+				p := newPeer(conn, s)
+				p.number = number
+				script(p)
 			})
 		}
 	})
@@ -63,9 +66,18 @@ func serveRaw(t testing.TB, l net.Listener, script func(p *peer)) *rawServer {
 	return s
 }
 
+func newPeer(conn net.Conn, s *rawServer) *peer {
+	return &peer{Conn: conn, r: bufio.NewReader(conn), server: s}
+}
+
 func (s *rawServer) stop() {
 	s.listener.Close()
 	s.mu.Lock()
+	select {
+	case <-s.stopped:
+	default:
+		close(s.stopped)
+	}
 	for _, c := range s.conns {
 		c.Close()
 	}

@@ -435,12 +435,14 @@ func (in *incoming) fail(err error) {
 	in.reuse = false
 	switch {
 	case in.err != nil || in.whole:
-	case err == io.EOF && in.length == lengthUntilClose:
+	case err == io.EOF && in.length == lengthUntilClose && !in.conn.wasCut():
 		in.whole = true
 	case err == io.EOF:
 		in.err = &upstreamError{faultClosed, errTruncated}
 	case in.upload.brokeOff(err):
 		in.err = in.upload.err
+	case in.departure.end():
+		in.err = &upstreamError{faultClient, errClientLeft}
 	default:
 		in.err = brokenBy("read response body", err)
 	}

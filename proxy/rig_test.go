@@ -171,6 +171,13 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
+// forget drops the lines so far.
+func (l *logBuffer) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.b.Reset()
+}
+
 func template(t *testing.T, text string) Template {
 	t.Helper()
 	tpl, err := ParseTemplate(text)

@@ -196,11 +196,12 @@ func TestClientThatLeavesEndsTheUpstreamsWork(t *testing.T) {
 			eventually(t, "the connections are gone", func() bool {
 				return rg.p.server.connections() == 0 && rg.p.upstreams["api"].openConns() == 0
 			})
-			if first != "" && strings.HasPrefix(first, "HTTP/1.1 200") {
-				return
+			eventually(t, "it is logged", func() bool { return len(rg.lines(t)) > 0 })
+			line, status := rg.lines(t)[0], 499.
+			if strings.HasPrefix(first, "HTTP/1.1 200") {
+				status = 200
 			}
-			line := rg.lines(t)[0]
-			if line["status"] != 499. || line["error"] != errClientLeft.Error() {
+			if line["status"] != status || line["error"] != errClientLeft.Error() {
 				t.Errorf("logged %v", line)
 			}
 			faults := rg.p.upstreams["api"].metrics.faults

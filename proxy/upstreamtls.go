@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"syscall"
@@ -72,6 +73,11 @@ func (c *tlsConn) isQuiet() bool {
 	return n == 0 && errors.Is(err, os.ErrDeadlineExceeded)
 }
 
+// wasCut says, of a connection that has ended, whether it did without a closure
+// alert. crypto/tls lets that pass between two records, but anybody on the way can
+// make such an end: a body that has no other end is not whole (RFC 9112 section 9.8).
+func (c *upstreamConn) wasCut() bool { return c.tls != nil && c.tls.below.ended }
+
 // part closes an idle connection. With TLS it says so first: many servers log a
 // connection that just ends as an error.
 func (c *upstreamConn) part() {
@@ -87,6 +93,7 @@ type belowTLS struct {
 	net.Conn
 	raw       syscall.RawConn
 	impatient bool // Read doesn't wait for anything
+	ended     bool // the TCP connection has; behind a closure alert nobody looks
 	readNow   func(fd uintptr)
 	into      []byte // what follows is between Read and recv
 	n         int
@@ -97,7 +104,9 @@ type belowTLS struct {
 // if a deadline had passed, which tls.Conn survives.
 func (b *belowTLS) Read(p []byte) (int, error) {
 	if !b.impatient {
-		return b.Conn.Read(p)
+		n, err := b.Conn.Read(p)
+		b.ended = b.ended || err == io.EOF
+		return n, err
 	}
 	b.into = p
 	if err := b.raw.Control(b.readNow); err != nil {
