@@ -121,20 +121,20 @@ func idle(t *testing.T, p *process, count int) func() {
 const (
 	crowd        = 10_000 // connections
 	crowdRSS     = 400 << 20
-	crowdRounds  = 3
-	crowdWindows = 3                      // of a second each, without the crowd and with it
+	crowdRounds  = 2
+	crowdWindows = 5                      // of a second each, without the crowd and with it
 	crowdMetrics = 250 * time.Millisecond // how long /metrics may take meanwhile
 	closeGrace   = 2 * time.Second        // beyond the time-out that ends a connection
 )
 
 // crowds are occupied by ten thousand at a time.
 var crowds = []occupation{
-	{name: "idle", begin: idle, ends: 10 * time.Second},
-	{name: "slow heads", begin: slowHTTPTest("/x", "-H", "-i", "5"), ends: 10 * time.Second},
+	{name: "idle", begin: idle, ends: 20 * time.Second},
+	{name: "slow heads", begin: slowHTTPTest("/x", "-H", "-i", "5"), ends: 20 * time.Second},
 	{name: "slow bodies", begin: slowHTTPTest("/x", "-B", "-i", "5"), ends: 16 * time.Second}, // the first byte that comes after bodyGrace is too little
 	{name: "slow bodies of 64 KiB", begin: slowHTTPTest("/x", "-B", "-i", "5", "-s", "65000"), ends: 16 * time.Second},
 	// Twice write_timeout, see send; those that get no connection of the upstream are idle after their 503.
-	{name: "slow readers", begin: slowHTTPTest("/big", "-X", "-n", "5", "-z", "32"), ends: 10 * time.Second},
+	{name: "slow readers", begin: slowHTTPTest("/big", "-X", "-n", "5", "-z", "32"), ends: 20 * time.Second},
 }
 
 // Ten thousand connections that are idle, or as slow as can be, cost the clients
@@ -145,7 +145,7 @@ func TestWireCrowdOfSlowClientsIsBorne(t *testing.T) {
 	}
 	for _, o := range crowds {
 		t.Run(o.name, func(t *testing.T) {
-			p := startBuilt(t, slowConfig(t, "write_timeout: 5s, keep_alive_timeout: 10s"))
+			p := startBuilt(t, slowConfig(t, "header_timeout: 20s, write_timeout: 10s, keep_alive_timeout: 20s"))
 			load := startLoad(steadyFleet(p), 5*time.Millisecond, 16)
 			var quiet, crowded []time.Duration
 			for range crowdRounds {
