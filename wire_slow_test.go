@@ -131,8 +131,8 @@ const (
 var crowds = []occupation{
 	{name: "idle", begin: idle, ends: 20 * time.Second},
 	{name: "slow heads", begin: slowHTTPTest("/x", "-H", "-i", "5"), ends: 20 * time.Second},
-	{name: "slow bodies", begin: slowHTTPTest("/x", "-B", "-i", "5"), ends: 16 * time.Second}, // the first byte that comes after bodyGrace is too little
-	{name: "slow bodies of 64 KiB", begin: slowHTTPTest("/x", "-B", "-i", "5", "-s", "65000"), ends: 16 * time.Second},
+	{name: "slow bodies", begin: slowHTTPTest("/x", "-B", "-i", "9"), ends: 20 * time.Second}, // the second byte comes after 10 s, and is too little then
+	{name: "slow bodies of 64 KiB", begin: slowHTTPTest("/x", "-B", "-i", "9", "-s", "65000"), ends: 20 * time.Second},
 	// Twice write_timeout, see send; those that get no connection of the upstream are idle after their 503.
 	{name: "slow readers", begin: slowHTTPTest("/big", "-X", "-n", "5", "-z", "32"), ends: 20 * time.Second},
 }
