@@ -2,7 +2,7 @@
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
-.PHONY: run test test-faults test-deploy load soak lint staticcheck bench bench-store fuzz build redis
+.PHONY: run test test-faults test-deploy load soak lint staticcheck bench bench-store fuzz build redis wiretools
 
 run: ## serve config.example.yaml
 	$(GO) run . -config config.example.yaml
@@ -13,8 +13,8 @@ test: redis ## every test, on real Redis
 	$(GO) test -race -count=1 ./...
 	$(GO) test -count=1 -run 'Alloc' ./...
 
-test-faults: redis ## every fault of Redis, clients and upstreams against running gateways, deadlines to the letter: minutes, and wants the machine for itself
-	FAULTS=all $(GO) test -count=1 -timeout 20m -p 1 -v -run '^TestFaults' . ./proxy
+test-faults: redis wiretools ## every fault of Redis, of clients, upstreams and restarts against running gateways, deadlines to the letter: minutes, and wants the machine for itself
+	FAULTS=all $(GO) test -count=1 -timeout 40m -p 1 -v -run '^Test(Faults|Wire)' . ./proxy
 
 test-deploy: redis ## everything in deploy/ and loadtest/, for real; installs its pinned tools
 	@set -e; for t in deploy/test/*.sh; do [ ! -x $$t ] || { echo "== $$t"; $$t; }; done
@@ -31,6 +31,13 @@ redis: # and curl, with which the tests run the README's lines
 	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
 	{ $$sudo env RUNLEVEL=1 apt-get update -q && $$sudo env RUNLEVEL=1 apt-get install -y -q --no-install-recommends redis-server curl; } || \
 	{ echo "redis-server is missing and could not be installed: install it (7.0 or later) and run make test again" >&2; exit 1; }
+
+wiretools: # the load balancer and the attacker of the tests
+	@[ -x /usr/sbin/haproxy ] && command -v slowhttptest >/dev/null && exit 0; \
+	echo "installing haproxy and slowhttptest from the distribution's packages"; \
+	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	{ $$sudo env RUNLEVEL=1 apt-get update -q && $$sudo env RUNLEVEL=1 apt-get install -y -q --no-install-recommends haproxy slowhttptest; } || \
+	{ echo "haproxy or slowhttptest is missing and could not be installed: install them and run make test-faults again" >&2; exit 1; }
 
 lint:
 	@out=$$(gofmt -l .); [ -z "$$out" ] || { echo "not gofmt'd: $$out" >&2; exit 1; }

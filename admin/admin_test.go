@@ -2,6 +2,7 @@ package admin
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -431,13 +432,17 @@ func (l *crowded) Accept() (net.Conn, error) {
 func TestAcceptWaitsLongerAndLongerForFileDescriptors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
-		l := &patientListener{Listener: &crowded{failures: 10}, stop: make(chan struct{}), log: zerolog.Nop()}
+		var log bytes.Buffer
+		l := &patientListener{Listener: &crowded{failures: 10}, stop: make(chan struct{}), log: zerolog.New(&log)}
 		if _, err := l.Accept(); err == nil || err.Error() != "accepted" {
 			t.Errorf("got %v", err)
 		}
 		// 5, 10, ... 640 ms, then twice the longest.
 		if got, want := time.Since(began), 1275*time.Millisecond+2*time.Second; got != want {
 			t.Errorf("waited %v, want %v", got, want)
+		}
+		if got := strings.Count(log.String(), "raise the limit of open files"); got != 3 {
+			t.Errorf("the log is %q, want a line at once, after 1.275 s and a second later", log.String())
 		}
 	})
 }

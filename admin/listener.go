@@ -24,6 +24,7 @@ type patientListener struct {
 	net.Listener
 	stop <-chan struct{} // closed by Shutdown
 	log  zerolog.Logger
+	said time.Time // when it complained last, which it does once a second at most
 }
 
 // Accept returns io.EOF, which fasthttp takes for an orderly end, once stop is
@@ -40,7 +41,10 @@ func (l *patientListener) Accept() (net.Conn, error) {
 		if err == nil || !isShortage(err) {
 			return c, err
 		}
-		l.log.Warn().Err(err).Str("listener", "control").Dur("retry_ms", delay).Msg("accept connection")
+		if time.Since(l.said) >= time.Second {
+			l.said = time.Now()
+			l.log.Warn().Err(err).Str("listener", "control").Msg("no connection can be accepted: raise the limit of open files (ulimit -n)")
+		}
 		l.wait(delay)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"time"
 
@@ -76,12 +77,36 @@ func (x *exchange) load(u *upstream) error {
 		x.send.body, x.send.stopBody = x.client.body(), x.client.interrupt
 		return nil
 	}
-	head := len(x.out)
-	x.out = append(x.out, make([]byte, r.length)...)
-	if _, err := io.ReadFull(x.client.body(), x.out[head:]); err != nil {
-		return err
-	}
+	err := x.loadBody(int(r.length))
 	x.send.head = x.out
+	return err
+}
+
+// firstBodyBytes is what there is room for behind the head before a byte of the
+// body has come.
+const firstBodyBytes = 2 << 10
+
+// loadBody reads a body of so many bytes behind the head. Room is made as the
+// bytes come: a length costs a client nothing, and whoever sends slowly must not
+// hold memory for more than they have sent.
+func (x *exchange) loadBody(left int) error {
+	body := x.client.body()
+	for left > 0 {
+		if len(x.out) == cap(x.out) {
+			x.out = slices.Grow(x.out, min(left, max(firstBodyBytes, len(x.out))))
+		}
+		room := x.out[len(x.out):min(cap(x.out), len(x.out)+left)]
+		n, err := body.Read(room)
+		x.out = x.out[:len(x.out)+n]
+		left -= n
+		switch {
+		case left == 0:
+		case err == io.EOF:
+			return io.ErrUnexpectedEOF
+		case err != nil:
+			return err
+		}
+	}
 	return nil
 }
 

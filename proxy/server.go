@@ -33,6 +33,8 @@ type server struct {
 	stopped  chan struct{} // closed when shutdown is over
 	watching sync.Once
 	stopOnce sync.Once
+	// away counts the connections that are being turned away; see dismiss.
+	away atomic.Int64
 
 	mu        sync.Mutex // guards what follows
 	listeners map[net.Listener]bool
@@ -138,7 +140,7 @@ func (s *server) take(raw net.Conn) {
 	c.reader.conn = c
 	if !s.enter(c) {
 		s.refused[refusedTotal].Inc()
-		go c.turnAway()
+		s.dismiss(c)
 		return
 	}
 	go s.run(c)
@@ -262,6 +264,23 @@ func (s *server) uncount(client netip.Addr) {
 const noRoom = `{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"there are too many connections already"}`
 
 var turnedAway = fmt.Appendf(nil, "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nCache-Control: no-store\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(noRoom), noRoom)
+
+// dismiss turns away a connection for which there is no room. Until it has ended
+// it takes a file, of those that were left for upstreams, the store and the control
+// listener: of many at a time most are closed at once, and may lose the answer.
+func (s *server) dismiss(c *clientConn) {
+	if s.away.Add(1) > int64(s.limits.Connections/16+1) {
+		s.away.Add(-1)
+		_ = c.socket.SetWriteDeadline(time.Now().Add(acceptGrace))
+		_, _ = c.socket.Write(turnedAway)
+		_ = c.socket.Close()
+		return
+	}
+	go func() {
+		defer s.away.Add(-1)
+		c.turnAway()
+	}()
+}
 
 // turnAway tells a client that there is no room, if it takes that at once.
 func (c *clientConn) turnAway() {
