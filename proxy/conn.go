@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -23,7 +24,10 @@ const (
 
 // The read buffer of a client's connection begins small, since most of them are
 // idle most of the time, and grows to limits.header_bytes where a head needs it.
-const minClientBuffer = 4 << 10
+const (
+	minClientBuffer  = 4 << 10
+	keptClientBuffer = 8 << 10 // of an idle connection
+)
 
 // client is where a request came from and where its answer goes: a connection
 // of HTTP/1.1, or a stream of HTTP/2.
@@ -42,6 +46,8 @@ type client interface {
 	// send sends a piece of an answer. The first head bytes of p are its head,
 	// interim or final, as HTTP/1.1 writes it; what follows is body.
 	send(p []byte, head int, now time.Time) error
+	// flush sends what of an answer is still kept.
+	flush()
 	// trail sends trailers where they are no part of the body, as in HTTP/2.
 	trail(trailers []field)
 	// finish is told how the exchange ended.
@@ -65,8 +71,9 @@ type clientConn struct {
 	head      []byte
 	reader    requestBody
 
-	readBy, writeBy time.Time // the deadlines that are set
-	idle            atomic.Bool
+	readBy, writeBy time.Time   // the deadlines that are set
+	waiting         sync.Mutex  // guards the beginning and the end of idle
+	idle            atomic.Bool // it waits for a request
 	interrupted     atomic.Bool // see interrupt
 	served          bool        // a request before the one at hand
 	closing, linger bool        // after the last exchange; see Close
@@ -168,14 +175,48 @@ func (c *clientConn) awaitRequest() error {
 	if c.server.stopping.Load() {
 		wait = min(wait, lastWait)
 	}
-	c.idle.Store(true)
+	if len(c.buf) > keptClientBuffer {
+		c.buf = nil
+	}
+	c.beIdle(true)
 	err := c.fill(time.Now().Add(wait))
-	c.idle.Store(false)
-	if err == errInterrupted && (!c.served || c.hasBytes()) {
-		c.interrupted.Store(false)
-		err = c.fill(time.Now().Add(lastWait))
+	if c.beIdle(false) && err == errInterrupted {
+		err = c.fill(time.Now().Add(c.lastWait()))
 	}
 	return err
+}
+
+// beIdle says whether the connection waits for a request, and may be interrupted.
+// An interruption of what was before is over; it says whether there was one.
+func (c *clientConn) beIdle(idle bool) (interrupted bool) {
+	c.waiting.Lock()
+	defer c.waiting.Unlock()
+	c.idle.Store(idle)
+	if interrupted = c.interrupted.Swap(false); interrupted {
+		c.readBy = time.Time{} // the deadline that is set has passed
+	}
+	return interrupted
+}
+
+// endIdle interrupts the connection if it waits for a request.
+func (c *clientConn) endIdle() {
+	c.waiting.Lock()
+	defer c.waiting.Unlock()
+	if c.idle.Load() && !c.interrupted.Load() {
+		c.interrupt()
+	}
+}
+
+// lastWait is how long an interrupted connection may take until its request is
+// there: not at all if nothing hints at one. A part of a TLS record can't be seen.
+func (c *clientConn) lastWait() time.Duration {
+	switch {
+	case !c.served || c.hasBytes():
+		return lastWait
+	case c.secure:
+		return lastWait / 10
+	}
+	return 0
 }
 
 // fill receives more of a head behind buf[:end].
@@ -259,13 +300,6 @@ func (c *clientConn) hasBytes() bool {
 	return n > 0 && err == nil
 }
 
-// hasLeft says whether the client has closed its side. It's safe to call while
-// the connection is read.
-func (c *clientConn) hasLeft() bool {
-	n, err := c.peek()
-	return n == 0 && err == nil || errors.Is(err, syscall.ECONNRESET)
-}
-
 // peek looks at what is there to be read. It's for rare moments only.
 func (c *clientConn) peek() (n int, err error) {
 	sc, ok := c.socket.(syscall.Conn)
@@ -321,6 +355,8 @@ func (c *clientConn) send(p []byte, _ int, now time.Time) error {
 	_, err := c.Conn.Write(p)
 	return err
 }
+
+func (c *clientConn) flush() {}
 
 func (c *clientConn) trail([]field) {}
 

@@ -14,7 +14,11 @@ const statusClientLeft = 499
 // departureInterval is how often it is looked for clients that have left.
 const departureInterval = 500 * time.Millisecond
 
-var errClientLeft = errors.New("the client closed its connection before the answer")
+// Why nobody waits for an answer any more.
+var (
+	errClientLeft = errors.New("the client closed its connection before the answer was whole")
+	errDrained    = errors.New("cut off because proxy.drain_timeout was over")
+)
 
 // departure ends a conversation with an upstream whose answer nobody waits for
 // any more. A client that closes its side counts as gone, also where it could
@@ -22,38 +26,42 @@ var errClientLeft = errors.New("the client closed its connection before the answ
 type departure struct {
 	mu   sync.Mutex
 	conn net.Conn // the upstream connection of the conversation; nil: none
-	left bool     // the client has
+	why  error    // the client is gone, or is made to go
 }
 
-// begin says which connection to close when the client leaves. It says false if
-// the client has left. A nil departure is of nobody who could leave.
-func (d *departure) begin(conn net.Conn) bool {
+// begin says which connection to close when the client leaves. It gives the
+// reason if the client has left. A nil departure is of nobody who could leave.
+func (d *departure) begin(conn net.Conn) error {
 	if d == nil {
-		return true
+		return nil
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.conn = conn
-	return !d.left
+	if d.why == nil {
+		d.conn = conn
+	}
+	return d.why
 }
 
-// end is called before the connection is used by anybody else. It says whether
-// the client had left, which is the reason for whatever error there was.
-func (d *departure) end() bool {
+// end is called before the connection is used by anybody else. If the client has
+// left it says why, which is the reason for whatever error there was.
+func (d *departure) end() error {
 	if d == nil {
-		return false
+		return nil
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.conn = nil
-	return d.left
+	return d.why
 }
 
-// leave is called when the client has left.
-func (d *departure) leave() {
+// leave is called when the client has left. The first reason stays.
+func (d *departure) leave(why error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.left = true
+	if d.why == nil {
+		d.why = why
+	}
 	if d.conn != nil {
 		_ = d.conn.Close()
 	}
@@ -80,7 +88,7 @@ func (s *server) watchDepartures() {
 		}
 		for _, c := range s.working() {
 			if c.hasLeft() {
-				c.departure.leave()
+				c.departure.leave(errClientLeft)
 			}
 		}
 	}

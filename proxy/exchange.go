@@ -36,7 +36,8 @@ type exchange struct {
 	onInterim func(status int, reason []byte, fields []field)
 
 	start    time.Time
-	upstream time.Duration // from sending the request until the last byte came
+	upstream time.Duration // from sending the request until the head of the answer came
+	outside  time.Duration // with the upstream, and waiting for the client's body and for it to take the answer
 	status   int           // what the client got; 0: nothing yet
 	sent     int64         // bytes of body to the client
 	cause    error         // why we answered ourselves
@@ -47,7 +48,7 @@ func (x *exchange) reset() {
 	x.request.forget()
 	x.ask = limiter.Request{}
 	x.decided, x.closing, x.linger, x.cut = false, false, false, false
-	x.upstream, x.status, x.sent = 0, 0, 0
+	x.upstream, x.outside, x.status, x.sent = 0, 0, 0, 0
 	x.id = x.id[:0]
 }
 

@@ -154,7 +154,7 @@ func TestFaultsOfAnUpstreamEndInTimeAndAlone(t *testing.T) {
 		attempts int
 	}{
 		{name: "refused", target: deadTarget(t), status: "502", kind: faultConnect},
-		{name: "black hole", target: "http://" + blackHole(t), status: "502", kind: faultConnect, slow: true},
+		{name: "black hole", target: "http://" + blackHole(t), status: "504", kind: faultTimeout, slow: true},
 		{name: "never answers", script: func(p *peer) { p.take(); p.ended() }, status: "504", kind: faultTimeout, slow: true, attempts: 1},
 		{name: "drips its head", script: dripped, status: "504", kind: faultTimeout, slow: true, attempts: 1},
 		{name: "stalls amid the body", script: func(p *peer) { p.take(); p.send(okAnswer[:len(okAnswer)-1]); p.ended() }, status: "200", kind: faultTimeout, slow: true, attempts: 1},

@@ -23,6 +23,7 @@ const (
 // forward sends the request to the route's upstream and its answer to the client.
 func (x *exchange) forward() {
 	u := x.request.route.upstream
+	defer func(began time.Time) { x.outside = time.Since(began) }(time.Now())
 	if err := x.load(u); err != nil {
 		x.refuseBody(err)
 		return
@@ -32,8 +33,9 @@ func (x *exchange) forward() {
 		return
 	}
 	began := time.Now()
-	if err := u.do(&x.send, &x.resp); err != nil {
-		x.upstream = time.Since(began)
+	err := u.do(&x.send, &x.resp)
+	x.upstream = time.Since(began)
+	if err != nil {
 		u.metrics.failed(faultOf(err))
 		x.upstreamProblem(err)
 		return
@@ -43,7 +45,9 @@ func (x *exchange) forward() {
 	} else {
 		x.relay()
 	}
-	x.upstream = time.Since(began)
+	if x.resp.uploads() {
+		x.client.flush() // nobody is to wait for the rest of the request
+	}
 	if x.resp.unsent() {
 		x.abandon()
 	}
@@ -128,13 +132,20 @@ func (x *exchange) upstreamProblem(err error) {
 	}
 	switch faultOf(err) {
 	case faultClient:
-		if errors.Is(err, errClientLeft) {
+		switch {
+		case errors.Is(err, errClientLeft):
 			x.status, x.cause, x.closing = statusClientLeft, errClientLeft, true
-			return
+		case errors.Is(err, errDrained):
+			x.status, x.cause, x.closing = fasthttp.StatusServiceUnavailable, errDrained, true
+		default:
+			x.refuseBody(err)
 		}
-		x.refuseBody(err)
 	case faultConnect:
 		x.problem(fasthttp.StatusBadGateway, "upstream "+name+" can't be reached", err)
+	case faultCertificate:
+		x.problem(fasthttp.StatusBadGateway, "the certificate of upstream "+name+" is not trusted", err)
+	case faultLocal:
+		x.problem(fasthttp.StatusServiceUnavailable, "the gateway has no room for a connection to upstream "+name, err)
 	case faultBusy:
 		x.problem(fasthttp.StatusServiceUnavailable, "all connections to upstream "+name+" are in use", err)
 	case faultUnhealthy:

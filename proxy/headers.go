@@ -143,34 +143,28 @@ func (x *exchange) appendHead(dst []byte) []byte {
 }
 
 // isOurs says whether appendHead writes the field itself, or answers it. So it
-// does with names in which an underscore stands for a dash: to CGI and WSGI servers
+// does with names in which another sign stands for a dash: to CGI and WSGI servers
 // they are the same field.
 func isOurs(name []byte) bool {
-	if bytes.IndexByte(name, '_') >= 0 {
-		return looksForwarded(name)
-	}
 	switch len(name) {
-	case 4:
+	case len("Host"):
 		return equalFold(name, "Host")
-	case 6:
+	case len("Expect"):
 		return equalFold(name, "Expect")
-	case 15:
-		return equalFold(name, "X-Forwarded-For")
+	case len("X-Request-Id"):
+		return isCopyOf(name, "X-Request-Id")
+	case len("X-Forwarded-For"):
+		return resembles(name, "X-Forwarded-For")
+	case len("X-Forwarded-Host"):
+		return isCopyOf(name, "X-Forwarded-Host")
+	case len("X-Forwarded-Proto"):
+		return isCopyOf(name, "X-Forwarded-Proto")
 	}
 	return false
 }
 
-// looksForwarded says whether a name with underscores reads as one of the
-// forwarding fields.
-func looksForwarded(name []byte) bool {
-	dashed := bytes.ReplaceAll(name, []byte("_"), []byte("-"))
-	for _, ours := range [...]string{"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Request-Id"} {
-		if equalFold(dashed, ours) {
-			return true
-		}
-	}
-	return false
-}
+// isCopyOf says whether name is another spelling of ours.
+func isCopyOf(name []byte, ours string) bool { return resembles(name, ours) && !equalFold(name, ours) }
 
 // appendForwardedFor appends the peer to the hops that a trusted peer sent.
 func (x *exchange) appendForwardedFor(dst []byte) []byte {

@@ -141,7 +141,9 @@ func (t *target) watch(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		t.checked(err)
+		if !isShortage(err) { // which is no fault of the target's
+			t.checked(err)
+		}
 		next.Reset(check.Interval*4/5 + rand.N(check.Interval*2/5))
 	}
 }

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"io"
@@ -9,7 +8,6 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
-	"time"
 
 	"golang.org/x/net/http2"
 )
@@ -77,18 +75,6 @@ func (h *http2Server) serve(c *clientConn) {
 // that comes later must be told again.
 func (h *http2Server) goAway() { _ = h.base.Shutdown(context.Background()) }
 
-// turnAway tells a client that there is no room, as GOAWAY says it.
-func (h *http2Server) turnAway(c *clientConn) {
-	_ = c.Conn.SetDeadline(time.Now().Add(lingerTimeout))
-	var out bytes.Buffer
-	framer := http2.NewFramer(&out, nil)
-	_ = framer.WriteSettings()
-	_ = framer.WriteGoAway(0, http2.ErrCodeEnhanceYourCalm, []byte("there are too many connections already"))
-	_, err := c.Conn.Write(out.Bytes())
-	c.linger = err == nil
-	_ = c.Close()
-}
-
 // http2Conn is the handler of one connection's requests.
 type http2Conn struct {
 	server *server
@@ -124,7 +110,7 @@ func (c *http2Conn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer c.running.Done()
 	s := &stream{conn: c, r: r, w: w, control: http.NewResponseController(w)}
-	defer context.AfterFunc(r.Context(), s.departure.leave)()
+	defer context.AfterFunc(r.Context(), func() { s.departure.leave(c.server.whyLeft()) })()
 	c.answer(s)
 	if s.cut {
 		panic(http.ErrAbortHandler)

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -16,7 +17,7 @@ func (x *exchange) record() {
 	took := time.Since(x.start)
 	if rt := x.request.route; rt != nil {
 		rt.metrics.latency.Update(took.Seconds())
-		rt.metrics.overhead.Update((took - x.upstream).Seconds())
+		rt.metrics.overhead.Update((took - x.outside).Seconds())
 	}
 	if c := x.proxy.metrics.problems[x.status]; c != nil && x.cause != nil {
 		c.Inc()
@@ -30,7 +31,7 @@ func (x *exchange) record() {
 func (x *exchange) event() *zerolog.Event {
 	o := &x.proxy.options
 	denied := x.status >= 400 && (!x.decided || !x.decision.Allowed || x.cause != nil)
-	trouble := x.status >= 500 && x.cause != nil
+	trouble := x.cause != nil && (x.status >= 500 || isTrouble(x.cause))
 	switch {
 	case trouble && (o.LogRequests != LogNone || x.proxy.isNews(x.start)):
 		return o.Log.Warn()
@@ -38,6 +39,16 @@ func (x *exchange) event() *zerolog.Event {
 		return nil
 	}
 	return o.Log.Info()
+}
+
+// isTrouble says whether a cause is an upstream's fault, or our own, that may have
+// cut off an answer which had begun well.
+func isTrouble(cause error) bool {
+	if errors.Is(cause, errDrained) {
+		return true
+	}
+	e, ok := errors.AsType[*upstreamError](cause)
+	return ok && e.kind != faultClient
 }
 
 // isNews says whether trouble is to be logged although requests are not: once a

@@ -351,12 +351,13 @@ func withoutEmpty(segments [][]byte) [][]byte {
 // with the same values for the segments that the route names. nil: no route.
 func (rt *router) resolve(r *request) (*route, error) {
 	r.segments = r.segments[:0]
+	rt.findRoots(r)
 	if r.path[0] != '/' { // OPTIONS *
-		return rt.match(r, nil), nil
+		return match(r, nil), nil
 	}
 	if isPlain(r.path) {
 		r.segments = splitPlain(r.segments, r.path)
-		return rt.match(r, r.segments), nil
+		return match(r, r.segments), nil
 	}
 	points, escaped, err := readings(r.path)
 	if err != nil {
@@ -367,7 +368,7 @@ func (rt *router) resolve(r *request) (*route, error) {
 	} else {
 		r.segments, r.scratch = splitDecoded(r.segments, r.scratch, r.path)
 	}
-	found := rt.match(r, r.segments)
+	found := match(r, r.segments)
 	if points == 0 {
 		return found, nil
 	}
@@ -394,7 +395,7 @@ func (rt *router) checkUnanimous(r *request, found *route, points reading) error
 			ps = &encoded
 		}
 		segments := ps.segmentsAs(memory[:0], as)
-		if rt.match(r, segments) != found || !found.sameParams(r.segments, segments) {
+		if match(r, segments) != found || !found.sameParams(r.segments, segments) {
 			return errAmbiguousPath
 		}
 	}

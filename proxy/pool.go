@@ -190,8 +190,7 @@ func (t *target) sweep() {
 	}
 }
 
-// closeIdleLocked closes the n connections at the bottom of the pool. Close
-// doesn't block: nothing is waiting to be sent on them.
+// closeIdleLocked closes the n connections at the bottom of the pool.
 func (t *target) closeIdleLocked(n int) {
 	for _, c := range t.idle[:n] {
 		c.part()

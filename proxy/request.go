@@ -76,7 +76,8 @@ type request struct {
 	prefix6 int
 
 	route    *route
-	segments [][]byte // of the path, decoded
+	segments [][]byte    // of the path, decoded
+	roots    []*pathNode // of the routes for host
 
 	scratch []byte // memory of host and segments
 }
@@ -85,7 +86,8 @@ type request struct {
 func (r *request) forget() {
 	clear(r.fields)
 	clear(r.segments)
-	*r = request{fields: r.fields[:0], segments: r.segments[:0], scratch: r.scratch[:0]}
+	clear(r.roots)
+	*r = request{fields: r.fields[:0], segments: r.segments[:0], roots: r.roots[:0], scratch: r.scratch[:0]}
 }
 
 // parseHead reads a request head of HTTP/1.x, from the request line to the
@@ -169,7 +171,13 @@ func (r *request) parseFields(raw []byte, l *LimitsConfig) error {
 }
 
 // framers counts the fields that say where a request belongs and ends.
-type framers struct{ hosts, lengths, codings int }
+type framers struct{ hosts, lengths, codings, options int }
+
+// maxConnectionOptions bounds the names in Connection, for each is compared with each field.
+const maxConnectionOptions = 100
+
+// maxHostBytes is the longest name that DNS has.
+const maxHostBytes = 253
 
 // parseFraming finds the one length of the body and the one Host.
 func (r *request) parseFraming() error {
@@ -217,11 +225,14 @@ func (r *request) parseFramer(f *field, seen *framers) error {
 		}
 	case equalFold(f.name, "Connection"):
 		r.close = r.close || lists(f.value, "close")
+		if seen.options += 1 + bytes.Count(f.value, []byte{','}); seen.options > maxConnectionOptions {
+			return &badRequest{"Connection lists more than 100 options"}
+		}
 	case equalFold(f.name, "Trailer") && announcesFraming(f.value):
 		return &badRequest{"Trailer announces a field that frames the body"}
-	case equalFold(f.name, "Content_Length"), equalFold(f.name, "Transfer_Encoding"):
-		// To CGI and WSGI servers an underscore is a dash, and this another length.
-		return &badRequest{"a field that frames the body is spelled with an underscore"}
+	case resembles(f.name, "Content-Length"), resembles(f.name, "Transfer-Encoding"):
+		// To CGI and WSGI servers this is another length.
+		return &badRequest{"a field that frames the body is spelled with another sign than a dash"}
 	}
 	return nil
 }
@@ -291,7 +302,7 @@ func (r *request) parseHost() error {
 	}
 	name, ok := splitHost(r.hostport)
 	name = bytes.TrimSuffix(name, []byte(".")) // the same host, written as absolute
-	if !ok || len(name) == 0 || name[0] == '.' || bytes.HasSuffix(name, []byte(".")) {
+	if !ok || len(name) == 0 || len(name) > maxHostBytes || name[0] == '.' || bytes.HasSuffix(name, []byte(".")) {
 		return &badRequest{"the Host field is no host with an optional port"}
 	}
 	start := len(r.scratch)

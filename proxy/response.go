@@ -320,6 +320,9 @@ func (in *incoming) frame() error {
 
 // begin gets ready to read the body of a final response to out.
 func (in *incoming) begin(out *outgoing) {
+	if in.status == 204 && in.length > 0 || in.status == 204 && in.framing.codings > 0 {
+		in.reuse = false // it announces what must not come, and may come as the next answer
+	}
 	if out.isHead || in.status == 204 || in.status == 304 {
 		in.length = 0
 	}
@@ -441,12 +444,16 @@ func (in *incoming) fail(err error) {
 		in.err = &upstreamError{faultClosed, errTruncated}
 	case in.upload.brokeOff(err):
 		in.err = in.upload.err
-	case in.departure.end():
-		in.err = &upstreamError{faultClient, errClientLeft}
 	default:
 		in.err = brokenBy("read response body", err)
+		if why := in.departure.end(); why != nil {
+			in.err = &upstreamError{faultClient, why}
+		}
 	}
 }
+
+// uploads says whether the request's body is still being sent.
+func (in *incoming) uploads() bool { return in.upload != nil && !in.upload.endsWithin(0) }
 
 // unsent says whether the client's body was left unread, in whole or in part.
 // It ends its sending, see uploadGrace, and is called when the answer was relayed,
@@ -455,8 +462,12 @@ func (in *incoming) unsent() bool {
 	if in.upload == nil {
 		return in.early
 	}
-	if !in.whole || !in.upload.endsWithin(uploadGrace) {
-		in.upload.stop()
+	if !in.upload.endsWithin(lastByteGrace) {
+		// Who has answered and doesn't read on may take the rest for the next request.
+		in.reuse = false
+		if !in.whole || !in.upload.endsWithin(uploadGrace) {
+			in.upload.stop()
+		}
 	}
 	if in.upload.err != nil {
 		in.early, in.reuse = true, false
@@ -479,7 +490,7 @@ func (in *incoming) finish() {
 	clear(in.fields)
 	clear(in.trailers)
 	in.fields, in.trailers = in.fields[:0], in.trailers[:0]
-	if in.whole && in.reuse && !left && c.read == c.end {
+	if in.whole && in.reuse && left == nil && c.read == c.end {
 		c.upstream.release(c)
 		return
 	}

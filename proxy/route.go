@@ -206,26 +206,34 @@ func (rt *router) checkMatched(r *request) error {
 	return nil
 }
 
-// match is the first route in file order for r's host, method and fields and
-// these segments, or nil.
-func (rt *router) match(r *request, segments [][]byte) *route {
-	best := rt.any.match(r, segments, nil)
+// findRoots looks up, once for a request, the trees of patterns for its host.
+func (rt *router) findRoots(r *request) {
+	r.roots = append(r.roots[:0], rt.any)
 	if n := rt.exact[string(r.host)]; n != nil {
-		best = n.match(r, segments, best)
+		r.roots = append(r.roots, n)
 	}
 	if len(rt.wildcard) == 0 {
-		return best
+		return
 	}
 	for host := r.host; ; {
 		dot := bytes.IndexByte(host, '.')
 		if dot < 0 {
-			return best
+			return
 		}
 		if n := rt.wildcard[string(host[dot:])]; n != nil && dot > 0 {
-			best = n.match(r, segments, best)
+			r.roots = append(r.roots, n)
 		}
 		host = host[dot+1:]
 	}
+}
+
+// match is the first route in file order for r's method and fields, the roots of
+// its host and these segments, or nil.
+func match(r *request, segments [][]byte) (best *route) {
+	for _, root := range r.roots {
+		best = root.match(r, segments, best)
+	}
+	return best
 }
 
 func (n *pathNode) match(r *request, segments [][]byte, best *route) *route {

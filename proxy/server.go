@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
+	"github.com/valyala/fasthttp"
 	"golang.org/x/net/http2"
 )
 
@@ -30,6 +32,7 @@ type server struct {
 	http2    *http2Server // nil where tls is
 	refused  [refusalReasons]*metrics.Counter
 	stopping atomic.Bool
+	cutting  atomic.Bool   // what did not end in time is being cut off
 	stopped  chan struct{} // closed when shutdown is over
 	watching sync.Once
 	stopOnce sync.Once
@@ -125,8 +128,12 @@ func (s *server) rest(pause time.Duration, err error) time.Duration {
 	return pause
 }
 
-func isTransient(err error) bool {
-	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED} {
+// isTransient says whether accepting may work again.
+func isTransient(err error) bool { return isShortage(err) || errors.Is(err, syscall.ECONNABORTED) }
+
+// isShortage says whether the process or the system has no room for a connection.
+func isShortage(err error) bool {
+	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL} {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -139,7 +146,6 @@ func (s *server) take(raw net.Conn) {
 	c := &clientConn{Conn: raw, socket: raw, server: s}
 	c.reader.conn = c
 	if !s.enter(c) {
-		s.refused[refusedTotal].Inc()
 		s.dismiss(c)
 		return
 	}
@@ -154,18 +160,21 @@ func (s *server) run(c *clientConn) {
 			s.panicked(fault)
 		}
 	}()
-	if err := s.open(c); err != nil {
-		s.refused[refusedHandshake].Inc()
-		s.proxy.logRefusedPeer(c.peer, err)
+	if err := s.identify(c); err != nil {
+		s.unopened(c, err)
 		return
 	}
 	client := s.clientOf(c.peer)
 	if !s.count(client) {
-		s.refused[refusedPerClient].Inc()
-		c.turnAway()
+		s.refuse(refusedPerClient, c.peer)
+		c.turnAway(refusedPerClient)
 		return
 	}
 	defer s.uncount(client)
+	if err := s.secure(c); err != nil {
+		s.unopened(c, err)
+		return
+	}
 	if c.http2 {
 		s.http2.serve(c)
 		return
@@ -178,20 +187,22 @@ func (s *server) panicked(fault any) {
 	s.proxy.options.Log.Error().Interface("panic", fault).Bytes("stack", debug.Stack()).Msg("a connection panicked; please report this")
 }
 
-// open does what comes before the first request: the PROXY header says who the
-// peer is, then TLS.
-func (s *server) open(c *clientConn) (err error) {
-	if addr, ok := c.socket.RemoteAddr().(*net.TCPAddr); ok {
-		c.peer = addr.AddrPort().Addr().Unmap().WithZone("")
+// identify finds out who the peer is: the PROXY header says so, if there is one.
+func (s *server) identify(c *clientConn) error {
+	c.peer = addressOf(c.socket)
+	if !s.proxy.proxyProtocol {
+		return nil
 	}
-	if s.proxy.proxyProtocol {
-		var source netip.Addr
-		if c.Conn, source, err = s.proxy.readProxyHeader(c.Conn, c.peer); err != nil {
-			c.Conn = c.socket
-			return err
-		}
-		c.peer = source
+	conn, source, err := s.proxy.readProxyHeader(c.Conn, c.peer)
+	if err != nil {
+		return err
 	}
+	c.Conn, c.peer = conn, source
+	return nil
+}
+
+// secure does the TLS handshake, where there is one.
+func (s *server) secure(c *clientConn) error {
 	if s.tls == nil {
 		return nil
 	}
@@ -204,6 +215,14 @@ func (s *server) open(c *clientConn) (err error) {
 	c.Conn, c.secure = secured, true
 	c.http2 = secured.ConnectionState().NegotiatedProtocol == http2.NextProtoTLS
 	return nil
+}
+
+// addressOf is the address of a connection's peer; the zero Addr where it has none.
+func addressOf(c net.Conn) netip.Addr {
+	if addr, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+		return addr.AddrPort().Addr().Unmap().WithZone("")
+	}
+	return netip.Addr{}
 }
 
 // enter registers a connection and says whether there is room for it.
@@ -261,36 +280,68 @@ func (s *server) uncount(client netip.Addr) {
 	}
 }
 
-const noRoom = `{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"there are too many connections already"}`
+// turnedAway are the answers to connections for which there is no room.
+var turnedAway = [...][]byte{
+	refusedTotal:     noRoom("the gateway has all the connections that proxy.limits.connections allows"),
+	refusedPerClient: noRoom("this client has all the connections that proxy.limits.connections_per_client allows"),
+}
 
-var turnedAway = fmt.Appendf(nil, "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nCache-Control: no-store\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(noRoom), noRoom)
+func noRoom(detail string) []byte {
+	body := fmt.Sprintf(`{"type":"about:blank","title":"Service Unavailable","status":503,"detail":%q}`, detail)
+	return fmt.Appendf(nil, "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nCache-Control: no-store\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+}
+
+var errRefused = [...]error{
+	refusedTotal:     errors.New("proxy.limits.connections is reached"),
+	refusedPerClient: errors.New("proxy.limits.connections_per_client is reached"),
+}
+
+// refuse counts and logs a connection for which there is no room.
+func (s *server) refuse(reason int, peer netip.Addr) {
+	s.refused[reason].Inc()
+	s.proxy.metrics.problems[fasthttp.StatusServiceUnavailable].Inc()
+	s.proxy.logRefusedPeer(peer, errRefused[reason])
+}
+
+// unopened counts and logs a connection that did not come to its first request.
+// Health checks of load balancers connect and close: that is no failure.
+func (s *server) unopened(c *clientConn, err error) {
+	if errors.Is(err, io.EOF) {
+		s.proxy.options.Log.Debug().Str("listener", "proxy").Stringer("peer", c.peer).Msg("connection closed by the peer before its first byte")
+		return
+	}
+	s.refused[refusedHandshake].Inc()
+	s.proxy.logRefusedPeer(c.peer, err)
+}
 
 // dismiss turns away a connection for which there is no room. Until it has ended
 // it takes a file, of those that were left for upstreams, the store and the control
 // listener: of many at a time most are closed at once, and may lose the answer.
 func (s *server) dismiss(c *clientConn) {
+	s.refuse(refusedTotal, addressOf(c.socket))
 	if s.away.Add(1) > int64(s.limits.Connections/16+1) {
 		s.away.Add(-1)
-		_ = c.socket.SetWriteDeadline(time.Now().Add(acceptGrace))
-		_, _ = c.socket.Write(turnedAway)
+		if s.tls == nil {
+			_ = c.socket.SetWriteDeadline(time.Now().Add(acceptGrace))
+			_, _ = c.socket.Write(turnedAway[refusedTotal])
+		}
 		_ = c.socket.Close()
 		return
 	}
 	go func() {
 		defer s.away.Add(-1)
-		c.turnAway()
+		c.turnAway(refusedTotal)
 	}()
 }
 
-// turnAway tells a client that there is no room, if it takes that at once.
-func (c *clientConn) turnAway() {
-	if c.http2 {
-		c.server.http2.turnAway(c)
-		return
+// turnAway tells a client that there is no room, if it takes that at once. Who
+// speaks TLS would not understand a word before the handshake, and is not worth one.
+func (c *clientConn) turnAway(reason int) {
+	if c.server.tls == nil {
+		_ = c.Conn.SetDeadline(time.Now().Add(lingerTimeout))
+		_, err := c.Conn.Write(turnedAway[reason])
+		c.linger = err == nil
 	}
-	_ = c.Conn.SetDeadline(time.Now().Add(lingerTimeout))
-	_, err := c.Conn.Write(turnedAway)
-	c.linger = err == nil
 	_ = c.Close()
 }
 
@@ -345,19 +396,26 @@ func (s *server) endIdle() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
-		if c.idle.CompareAndSwap(true, false) {
-			c.interrupt()
-		}
+		c.endIdle()
 	}
 }
 
 // closeAll cuts off what did not end in time.
 func (s *server) closeAll(err error) error {
+	s.cutting.Store(true)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
-		c.departure.leave()
+		c.departure.leave(errDrained)
 		_ = c.socket.Close()
 	}
-	return err
+	return fmt.Errorf("%w: %d connections with requests, streams or tunnels were cut off; raise proxy.drain_timeout if they should have ended", err, len(s.conns))
+}
+
+// whyLeft is why a client is gone whose connection has ended.
+func (s *server) whyLeft() error {
+	if s.cutting.Load() {
+		return errDrained
+	}
+	return errClientLeft
 }

@@ -95,7 +95,10 @@ func TestPanicCostsOneRequest(t *testing.T) {
 	rg, _ := rawRig(t, 10, always(okAnswer), func(c *Config) {
 		c.Routes = []RouteConfig{{Name: "broken", Match: MatchConfig{Path: "/broken"}, Upstream: "api"}, {Name: "all", Upstream: "api"}}
 	})
-	broken := rg.p.router.match(&request{path: []byte("/broken")}, [][]byte{[]byte("broken")})
+	broken, err := rg.p.router.resolve(&request{path: []byte("/broken")})
+	if err != nil {
+		t.Fatal(err)
+	}
 	broken.upstream = nil
 	c := rg.dial(t)
 	c.send("GET /broken HTTP/1.1\r\nHost: a\r\n\r\n")

@@ -239,6 +239,8 @@ func (s *stream) bodyLength(status int, h http.Header) int64 {
 	return n
 }
 
+func (s *stream) flush() { _ = s.control.Flush() }
+
 // trail keeps trailers for x/net to send when the handler returns.
 func (s *stream) trail(trailers []field) {
 	h := s.w.Header()

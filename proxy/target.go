@@ -111,13 +111,23 @@ func (t *target) ask(out *outgoing, in *incoming, from supply) (again, error) {
 	c, err := t.acquire(from)
 	if err != nil {
 		more, fault := unsent(err), err
-		if faultOf(err) == faultBusy {
-			fault = nil // it has enough to do, and works
+		if kind := faultOf(err); kind == faultBusy || kind == faultLocal {
+			fault = nil // it has enough to do, and works; or the trouble is our own
 		}
 		t.account(fault)
 		return more, err
 	}
-	if err := t.converse(c, out, in); err != nil {
+	spoken := false
+	defer func() {
+		if !spoken { // a panic, of what passes interim answers on
+			out.departure.end()
+			t.discard(c)
+			in.unsent()
+		}
+	}()
+	err = t.converse(c, out, in)
+	spoken = true
+	if err != nil {
 		more := c.again(out, err)
 		t.account(c.blame(out, err))
 		t.discard(c)
@@ -129,16 +139,16 @@ func (t *target) ask(out *outgoing, in *incoming, from supply) (again, error) {
 
 // converse is converse, which the client's departure ends.
 func (t *target) converse(c *upstreamConn, out *outgoing, in *incoming) error {
-	if !out.departure.begin(c.Conn) {
-		return &upstreamError{faultClient, errClientLeft}
+	if why := out.departure.begin(c.Conn); why != nil {
+		return &upstreamError{faultClient, why}
 	}
 	err := converse(c, out, in)
 	if err == nil {
 		in.departure = out.departure
 		return nil
 	}
-	if out.departure.end() {
-		return &upstreamError{faultClient, errClientLeft}
+	if why := out.departure.end(); why != nil {
+		return &upstreamError{faultClient, why}
 	}
 	return err
 }
@@ -146,12 +156,14 @@ func (t *target) converse(c *upstreamConn, out *outgoing, in *incoming) error {
 // unsent says what may be tried after an attempt that found no connection.
 // Where the target took too long, or has the wrong certificate, it will again.
 func unsent(err error) again {
-	_, untrusted := errors.AsType[*tls.CertificateVerificationError](err)
-	switch {
-	case errors.Is(err, errClosed):
+	switch faultOf(err) {
+	case faultLocal:
 		return never
-	case faultOf(err) == faultBusy, untrusted, errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+	case faultBusy, faultTimeout, faultCertificate:
 		return elsewhere
+	}
+	if errors.Is(err, errClosed) {
+		return never
 	}
 	return anywhere
 }
@@ -186,9 +198,26 @@ func (t *target) dial() (*upstreamConn, error) {
 	c, err := t.connect(ctx)
 	if err != nil {
 		t.leave()
-		return nil, &upstreamError{faultConnect, fmt.Errorf("connect to %s: %w", t.url, err)}
+		return nil, t.unconnected(err)
 	}
 	return c, nil
+}
+
+// unconnected says what it means that there is no connection.
+func (t *target) unconnected(err error) error {
+	_, untrusted := errors.AsType[*tls.CertificateVerificationError](err)
+	kind := faultConnect
+	switch {
+	case untrusted:
+		kind = faultCertificate
+	case isShortage(err):
+		kind = faultLocal
+		err = fmt.Errorf("%w: this gateway is at its own limit; raise that of open files (ulimit -n), or lower proxy.limits.connections", err)
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+		kind = faultTimeout
+		err = fmt.Errorf("%w: connect_timeout %v is over", err, t.upstream.connectTimeout)
+	}
+	return &upstreamError{kind, fmt.Errorf("connect to %s: %w", t.url, err)}
 }
 
 // connect opens a connection, with TLS where the target has it. The pool knows
@@ -205,7 +234,7 @@ func (t *target) connect(ctx context.Context) (*upstreamConn, error) {
 	if t.tls != nil {
 		if secure, err = handshake(ctx, raw, t.tls); err != nil {
 			_ = raw.Close()
-			return nil, err
+			return nil, fmt.Errorf("TLS handshake: %w", err)
 		}
 		raw = secure
 	}

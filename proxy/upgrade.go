@@ -113,8 +113,9 @@ func isProtocol(s []byte) bool {
 			return false
 		}
 	}
-	for _, name := range [...]string{"h2c", "h2", "http/2.0", "http/1.1", "tls/1.0", "tls/1.2", "tls/1.3"} {
-		if equalFold(s, name) {
+	family, _, _ := bytes.Cut(s, []byte{'/'})
+	for _, name := range [...]string{"h2c", "h2", "http", "https", "tls"} {
+		if equalFold(family, name) {
 			return false
 		}
 	}

@@ -11,10 +11,14 @@ import (
 
 // uploadGrace is how long an upload may go on after the whole answer was
 // relayed. Who answers after the last byte needs a moment of it only because the
-// goroutine that sends is not done at once; who answers before, but reads on, keeps
-// its connection and the client's if the rest comes in this time. It delays nobody:
+// goroutine that sends is not done at once; who answers before, but reads on, lets
+// the client keep its connection if the rest comes in this time. It delays nobody:
 // the client has its answer.
 const uploadGrace = 100 * time.Millisecond
+
+// lastByteGrace is how long an answer may be whole before the goroutine that sent
+// the last byte of the request says so.
+const lastByteGrace = time.Millisecond
 
 // upload is a request's body being sent by a goroutine of its own. It ends with
 // the body, with an error, or with stop; whoever started it waits for that.

@@ -150,7 +150,7 @@ func earlyServer(t *testing.T) *rawServer {
 	})
 }
 
-func TestUploadThatEndsSoonAfterTheAnswerKeepsItsConnection(t *testing.T) {
+func TestUploadThatEndsSoonAfterTheAnswerKeepsTheClientsConnectionOnly(t *testing.T) {
 	u := upstreamTo(t, earlyServer(t).target())
 	client := newClientPipe()
 	var in incoming
@@ -167,8 +167,8 @@ func TestUploadThatEndsSoonAfterTheAnswerKeepsItsConnection(t *testing.T) {
 		t.Errorf("the body was not sent whole: %v", in.upload.err)
 	}
 	in.finish()
-	if u.idleConns() != 1 {
-		t.Errorf("got %d idle connections, want 1", u.idleConns())
+	if u.openConns() != 0 { // the upstream might take the rest for a request
+		t.Errorf("got %d connections, want none", u.openConns())
 	}
 }
 

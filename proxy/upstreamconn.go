@@ -16,17 +16,19 @@ import (
 type fault uint8
 
 const (
-	faultConnect   fault = iota // 502: no connection, nothing was sent
-	faultBusy                   // 503: max_conns reached, nothing was sent
-	faultUnhealthy              // 503: every target is ejected, nothing was sent
-	faultTimeout                // 504: too slow
-	faultProtocol               // 502: what it sent is no HTTP/1.1 response
-	faultClosed                 // 502: it closed the connection too early
-	faultClient                 // 400: the client's body could not be read
-	faultCount                  // how many there are
+	faultConnect     fault = iota // 502: no connection, nothing was sent
+	faultBusy                     // 503: max_conns reached, nothing was sent
+	faultCertificate              // 502: the target's certificate is not trusted, nothing was sent
+	faultLocal                    // 503: this gateway has no descriptor or port left, nothing was sent
+	faultUnhealthy                // 503: every target is ejected, nothing was sent
+	faultTimeout                  // 504: too slow
+	faultProtocol                 // 502: what it sent is no HTTP/1.1 response
+	faultClosed                   // 502: it closed the connection too early
+	faultClient                   // 400: the client's body could not be read
+	faultCount                    // how many there are
 )
 
-var faultNames = [faultCount]string{"connect", "busy", "unhealthy", "timeout", "protocol", "closed", "client"}
+var faultNames = [faultCount]string{"connect", "busy", "certificate", "local", "unhealthy", "timeout", "protocol", "closed", "client"}
 
 // String is the value of the label kind.
 func (f fault) String() string { return faultNames[f] }

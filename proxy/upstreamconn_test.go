@@ -299,7 +299,7 @@ func TestConnectTimesOut(t *testing.T) {
 	}
 	start := time.Now()
 	_, _, err = roundTrip(u, &outgoing{head: []byte(getHead)})
-	wantFault(t, err, faultConnect)
+	wantFault(t, err, faultTimeout)
 	if took := time.Since(start); took < 200*time.Millisecond || took > 400*time.Millisecond {
 		t.Errorf("it took %v", took)
 	}

@@ -80,11 +80,18 @@ func (c *upstreamConn) wasCut() bool { return c.tls != nil && c.tls.below.ended 
 
 // part closes an idle connection. With TLS it says so first: many servers log a
 // connection that just ends as an error.
+//
+// It doesn't wait for that, for callers hold locks: an upstream that has stopped to
+// read may take 5 s.
 func (c *upstreamConn) part() {
-	if c.tls != nil {
-		_ = c.tls.CloseWrite()
+	if c.tls == nil {
+		_ = c.Close()
+		return
 	}
-	_ = c.Close()
+	go func() {
+		_ = c.tls.CloseWrite()
+		_ = c.Close()
+	}()
 }
 
 // belowTLS is the TCP connection below a TLS one. One goroutine reads it at a

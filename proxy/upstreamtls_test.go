@@ -284,7 +284,7 @@ func TestCertificatesThatDoNotFitAreToldAndNothingIsSent(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Fatalf("got %v, want %q", err, tt.want)
 			}
-			if f := faultOf(err); f == faultConnect && !strings.Contains(err.Error(), u.urls[0]) {
+			if f := faultOf(err); (f == faultConnect || f == faultCertificate) && !strings.Contains(err.Error(), u.urls[0]) {
 				t.Errorf("got %v, want the target named", err)
 			}
 			if len(s.recorded()) != 0 || u.openConns() != 0 {
@@ -310,7 +310,7 @@ func TestHandshakeIsWithinTheConnectTimeout(t *testing.T) {
 	u.retries = 1
 	start := time.Now()
 	_, _, err := roundTrip(u, &outgoing{head: []byte(getHead), idempotent: true})
-	wantFault(t, err, faultConnect)
+	wantFault(t, err, faultTimeout)
 	if took := time.Since(start); took < 200*time.Millisecond || took > 400*time.Millisecond {
 		t.Errorf("it took %v, want 200ms", took)
 	}
