@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -53,23 +54,28 @@ func (p *process) connections(t *testing.T) int {
 
 // occupation is how clients take up connections without getting anything.
 type occupation struct {
-	name string
-	// begin opens count connections to the proxy and holds them until stop is
+	name  string
+	count int
+	// begin opens count connections to a base URL and holds them until stop is
 	// called.
-	begin func(t *testing.T, p *process, count int) (stop func())
+	begin func(t *testing.T, to string, count int) (stop func())
 	// ends is how long one may last.
 	ends time.Duration
+	// held says that the p99 of others may not double. It is measured while the same
+	// attackers hold on to somebody else, and then to the gateway, for on this
+	// machine they take up processors too. Of the others it is logged only.
+	held bool
 }
 
 // slowHTTPTest is an attack by slowhttptest, at the lowest priority: those who
 // attack have processors of their own. One process would take far longer to connect
 // ten thousand times than ten do.
-func slowHTTPTest(path string, options ...string) func(*testing.T, *process, int) func() {
-	return func(t *testing.T, p *process, count int) func() {
+func slowHTTPTest(path string, options ...string) func(*testing.T, string, int) func() {
+	return func(t *testing.T, to string, count int) func() {
 		var attackers []*exec.Cmd
 		for range 10 {
 			c := exec.Command("nice", append([]string{"-n", "19", installed(t, "slowhttptest"),
-				"-c", fmt.Sprint(count / 10), "-r", "500", "-l", "60", "-u", p.proxy + path}, options...)...)
+				"-c", fmt.Sprint(count / 10), "-r", "500", "-l", "60", "-u", to + path}, options...)...)
 			c.Dir = t.TempDir()
 			if err := c.Start(); err != nil {
 				t.Fatal(err)
@@ -86,11 +92,11 @@ func slowHTTPTest(path string, options ...string) func(*testing.T, *process, int
 }
 
 // idle opens connections that have had one answer and ask no more.
-func idle(t *testing.T, p *process, count int) func() {
+func idle(t *testing.T, to string, count int) func() {
 	t.Helper()
 	var conns []net.Conn
 	for range count {
-		conn, err := net.Dial("tcp", strings.TrimPrefix(p.proxy, "http://"))
+		conn, err := net.Dial("tcp", strings.TrimPrefix(to, "http://"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -110,20 +116,19 @@ const (
 	crowd        = 10_000 // connections
 	crowdRSS     = 400 << 20
 	crowdRounds  = 2
-	crowdAtMost  = 4                      // rounds, where others use the processors: all of them count
+	crowdAtMost  = 3                      // rounds, where others use the processors: all of them count
 	crowdWindows = 5                      // of a second each, without the crowd and with it
 	crowdMetrics = 250 * time.Millisecond // how long /metrics may take meanwhile
 	closeGrace   = 2 * time.Second        // beyond the time-out that ends a connection
 )
 
-// crowds are occupied by ten thousand at a time.
 var crowds = []occupation{
-	{name: "idle", begin: idle, ends: 20 * time.Second},
-	{name: "slow heads", begin: slowHTTPTest("/x", "-H", "-i", "5"), ends: 20 * time.Second},
-	{name: "slow bodies", begin: slowHTTPTest("/x", "-B", "-i", "9"), ends: 20 * time.Second}, // the second byte comes after 10 s, and is too little then
-	{name: "slow bodies of 64 KiB", begin: slowHTTPTest("/x", "-B", "-i", "9", "-s", "65000"), ends: 20 * time.Second},
-	// Twice write_timeout, see send; those that get no connection of the upstream are idle after their 503.
-	{name: "slow readers", begin: slowHTTPTest("/big", "-X", "-n", "5", "-z", "32"), ends: 20 * time.Second},
+	{name: "idle", count: crowd, begin: idle, ends: 20 * time.Second},
+	{name: "slow heads", count: crowd, begin: slowHTTPTest("/x", "-H", "-i", "5"), ends: 20 * time.Second, held: true},
+	// The second byte comes after 10 s, and is too little then.
+	{name: "slow bodies", count: crowd, begin: slowHTTPTest("/x", "-B", "-i", "9", "-s", "65000"), ends: 20 * time.Second},
+	// Twice write_timeout, see send; who gets no connection of the upstream is idle after their 503.
+	{name: "slow readers", count: crowd / 5, begin: slowHTTPTest("/big", "-X", "-n", "5", "-z", "32"), ends: 20 * time.Second},
 }
 
 // Ten thousand connections that are idle, or as slow as can be, cost the clients
@@ -137,13 +142,13 @@ func TestWireCrowdOfSlowClientsIsBorne(t *testing.T) {
 			p := startBuilt(t, slowConfig(t, "header_timeout: 20s, write_timeout: 10s, keep_alive_timeout: 20s"))
 			load := startLoad(steadyFleet(p), 5*time.Millisecond, 16)
 			var quiet, crowded []time.Duration
-			doubled := func() bool { return median(crowded) >= 2*median(quiet) }
+			doubled := func() bool { return o.held && median(crowded) >= 2*median(quiet) }
 			for round := 0; round < crowdRounds || round < crowdAtMost && doubled(); round++ {
-				quiet = append(quiet, windows(load, func() {})...)
+				quiet = append(quiet, o.elsewhere(t, load)...)
 				crowded = append(crowded, o.round(t, p, load)...)
 			}
 			load.end(t)
-			t.Logf("p99 without them %v, with them %v", quiet, crowded)
+			t.Logf("p99 without them %v, with them %v, of %d windows each", median(quiet), median(crowded), len(quiet))
 			if doubled() {
 				t.Errorf("the median p99 of good clients is %v with the crowd and %v without, want less than double; on processors that others use try again", median(crowded), median(quiet))
 			}
@@ -151,15 +156,10 @@ func TestWireCrowdOfSlowClientsIsBorne(t *testing.T) {
 	}
 }
 
-// windows are the p99 of some seconds, in each of which f is called ten times.
-func windows(load *wireLoad, f func()) (p99 []time.Duration) {
+// windows are the p99 of some seconds.
+func windows(load *wireLoad) (p99 []time.Duration) {
 	for range crowdWindows {
-		p99 = append(p99, quantile(load.window(func() {
-			for range 10 {
-				f()
-				<-time.After(100 * time.Millisecond)
-			}
-		}), .99))
+		p99 = append(p99, quantile(load.window(func() { <-time.After(time.Second) }), .99))
 	}
 	return p99
 }
@@ -169,14 +169,15 @@ func windows(load *wireLoad, f func()) (p99 []time.Duration) {
 func (o *occupation) round(t *testing.T, p *process, load *wireLoad) []time.Duration {
 	t.Helper()
 	base, start := p.connections(t), time.Now()
-	defer o.begin(t, p, crowd)()
-	o.awaitThere(t, p, base)
+	defer o.begin(t, p.proxy, o.count)()
+	o.awaitThere(t, func() int { return p.connections(t) - base })
 	there, slowest := time.Now(), time.Duration(0)
-	p99 := windows(load, func() {
+	p99 := windows(load)
+	for range 10 { // not meanwhile: with so many files it takes a processor for a while
 		asked := time.Now()
 		p.connections(t)
 		slowest = max(slowest, time.Since(asked))
-	})
+	}
 	rss := int64(p.metric(t, "process_resident_memory_bytes"))
 	o.awaitGone(t, p, there, base)
 	t.Logf("there after %v, gone after another %v; RSS %d MiB; /metrics took %v at most; p99 %v",
@@ -190,13 +191,42 @@ func (o *occupation) round(t *testing.T, p *process, load *wireLoad) []time.Dura
 	return p99
 }
 
+// elsewhere has the crowd hold on to a listener that only accepts, where the p99 of
+// others is held to something, and returns that p99.
+func (o *occupation) elsewhere(t *testing.T, load *wireLoad) []time.Duration {
+	t.Helper()
+	if !o.held {
+		return windows(load)
+	}
+	l := listen(t)
+	var conns []net.Conn
+	var there atomic.Int64
+	var accepting sync.WaitGroup
+	accepting.Go(func() {
+		for conn, err := l.Accept(); err == nil; conn, err = l.Accept() {
+			conns = append(conns, conn)
+			there.Add(1)
+		}
+	})
+	defer func() {
+		_ = l.Close()
+		accepting.Wait()
+		for _, conn := range conns {
+			_ = conn.Close()
+		}
+	}()
+	defer o.begin(t, "http://"+l.Addr().String(), o.count)()
+	o.awaitThere(t, func() int { return int(there.Load()) })
+	return windows(load)
+}
+
 // awaitThere waits until nearly all of the crowd are connected at a time.
-func (o *occupation) awaitThere(t *testing.T, p *process, base int) {
+func (o *occupation) awaitThere(t *testing.T, connected func() int) {
 	t.Helper()
 	most := 0
-	for start := time.Now(); most < base+crowd*99/100; most = max(most, p.connections(t)) {
+	for start := time.Now(); most < o.count*99/100; most = max(most, connected()) {
 		if time.Since(start) > 20*time.Second {
-			t.Fatalf("only %d of the crowd were there at a time: the machine is too slow for this test, or has no files left", most-base)
+			t.Fatalf("only %d of the crowd were there at a time: the machine is too slow for this test, or has no files left", most)
 		}
 		<-time.After(20 * time.Millisecond)
 	}
@@ -205,7 +235,7 @@ func (o *occupation) awaitThere(t *testing.T, p *process, base int) {
 // awaitGone fails if more than a hundredth is left when the time of the last is over.
 func (o *occupation) awaitGone(t *testing.T, p *process, there time.Time, base int) {
 	t.Helper()
-	for p.connections(t) > base+crowd/100 {
+	for p.connections(t) > base+o.count/100 {
 		if time.Since(there) > o.ends+closeGrace {
 			t.Errorf("%d connections are left %v after the last came", p.connections(t)-base, time.Since(there).Round(time.Millisecond))
 			return
