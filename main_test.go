@@ -281,6 +281,61 @@ admin: {listen: "127.0.0.1:0"}
 	}
 }
 
+func TestControlListenerShowsTheUpstreamsOfTheProxy(t *testing.T) {
+	upstream := httptestServer(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "fine") })
+	s := start(t, `
+proxy:
+  listen: "127.0.0.1:0"
+  upstreams: {api: {targets: ["`+upstream+`", "http://127.0.0.1:1"]}}
+  routes: [{name: all, action: bypass, upstream: api}]
+admin: {listen: "127.0.0.1:0"}
+`)
+	for range 6 { // every other begins with the dead target, three faults eject it
+		if got := status(t, "GET", s.proxy+"/x"); got != 200 {
+			t.Errorf("got %d, want 200 by the other target", got)
+		}
+	}
+	// How many connections there are depends on when the last one was given back.
+	got := bodyOf(t, s.control+"/admin/upstreams")
+	for _, want := range []string{
+		`{"upstreams":[{"upstream":"api","targets":[{"target":"` + upstream + `","state":"healthy","connections":`,
+		`{"target":"http://127.0.0.1:1","state":"ejected","connections":0,"idle":0}]}]}`,
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("got %s, want %s in it", got, want)
+		}
+	}
+	s.signals <- os.Interrupt
+	<-s.exit
+}
+
+func TestControlListenerAloneShowsNoUpstreams(t *testing.T) {
+	s := start(t, `
+proxy: {listen: ""}
+admin: {listen: "127.0.0.1:0"}
+`)
+	if got := bodyOf(t, s.control+"/admin/upstreams"); got != `{"upstreams":[]}` {
+		t.Errorf("got %s", got)
+	}
+	s.signals <- os.Interrupt
+	<-s.exit
+}
+
+// bodyOf is the answer to a GET.
+func bodyOf(t *testing.T, url string) string {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(body)
+}
+
 // httptestServer serves h on a free port until the test ends.
 func httptestServer(t *testing.T, h http.HandlerFunc) string {
 	t.Helper()

@@ -129,9 +129,28 @@ func (g *gateway) build(c *Config, out *logWriter) error {
 	}
 	g.admin = admin.New(c.Admin, admin.Deps{
 		Limiter: g.limiter, Log: g.log, LogRequests: c.Log.Requests, Metrics: writers,
-		Config: redacted(c), Version: buildVersion(),
+		Upstreams: g.upstreams, Config: redacted(c), Version: buildVersion(),
 	})
 	return nil
+}
+
+// upstreams is what the control listener shows of the proxy's; none without a proxy.
+func (g *gateway) upstreams() (all []admin.Upstream) {
+	if g.proxy == nil {
+		return nil
+	}
+	for _, u := range g.proxy.Upstreams() {
+		shown := admin.Upstream{Name: u.Name}
+		for _, t := range u.Targets {
+			state := admin.TargetHealthy
+			if t.Ejected {
+				state = admin.TargetEjected
+			}
+			shown.Targets = append(shown.Targets, admin.Target{URL: t.URL, State: state, Connections: t.Open, Idle: t.Idle})
+		}
+		all = append(all, shown)
+	}
+	return all
 }
 
 func (g *gateway) buildProxy(c *Config) (err error) {

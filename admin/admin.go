@@ -37,6 +37,8 @@ type Deps struct {
 	LogRequests string
 	// Metrics write what else /metrics shows, in Prometheus text format.
 	Metrics []func(io.Writer)
+	// Upstreams says how the proxy's upstreams fare; nil where there is no proxy.
+	Upstreams func() []Upstream
 	// Config is the configuration in force for GET /admin/config, without secrets.
 	Config  any
 	Version string
@@ -106,6 +108,7 @@ var endpoints = map[string]*endpoint{
 	"/admin/resources":     {get: (*Server).resources},
 	"/admin/overrides":     {get: (*Server).overrides},
 	"/admin/config":        {get: (*Server).config},
+	"/admin/upstreams":     {get: (*Server).upstreams},
 	"/admin/audit":         {get: (*Server).audit},
 	"/admin/openapi.yaml":  {get: (*Server).openAPI},
 	"/metrics":             {get: (*Server).metrics, quiet: true},

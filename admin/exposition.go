@@ -34,7 +34,7 @@ var families = map[string]family{
 	"r8limiter_log_dropped_total":                {"counter", "Log lines dropped because the log's buffer was full."},
 	"r8limiter_overhead_seconds":                 {"histogram", "Time that this gateway added to a request, without the upstream's part, by endpoint."},
 	"r8limiter_panics_total":                     {"counter", "Requests answered 500 because of a bug in this program, by listener."},
-	"r8limiter_problems_total":                   {"counter", "Answers of the proxy's own, denials excepted, by status."},
+	"r8limiter_problems_total":                   {"counter", "Answers of the proxy's own, denials excepted, by status; 499: the client left before there was one."},
 	"r8limiter_settings_errors_total":            {"counter", "Polls of persisted limits and overrides that failed."},
 	"r8limiter_settings_version":                 {"gauge", "Version of persisted limits and overrides in force here."},
 	"r8limiter_store_breaker_open":               {"gauge", "Servers of Redis that fail and are being probed."},

@@ -36,6 +36,7 @@ type setup struct {
 	logRequests string
 	metrics     []func(io.Writer)
 	shown       any // Deps.Config
+	upstreams   func() []Upstream
 }
 
 // frozen are limits that gain nothing a test could see: 1 token in 30 days.
@@ -67,7 +68,7 @@ func newGateway(t testing.TB, s setup) *gateway {
 	t.Cleanup(func() { _ = l.Close() })
 	log := new(syncBuffer)
 	return &gateway{
-		Server: New(s.config, Deps{Limiter: l, Log: zerolog.New(log), LogRequests: s.logRequests, Metrics: s.metrics, Config: s.shown, Version: "1.2.3"}),
+		Server: New(s.config, Deps{Limiter: l, Log: zerolog.New(log), LogRequests: s.logRequests, Metrics: s.metrics, Upstreams: s.upstreams, Config: s.shown, Version: "1.2.3"}),
 		log:    log,
 	}
 }

@@ -149,7 +149,7 @@ func documentedSetup(t *testing.T, store limiter.Store) setup {
 		}},
 	}
 	inForce := map[string]any{"proxy": map[string]any{"listen": ":8080"}, "limiter": map[string]any{}, "admin": map[string]any{}, "log": map[string]any{}}
-	return setup{limits: limits, store: store, shown: inForce}
+	return setup{limits: limits, store: store, shown: inForce, upstreams: someUpstreams}
 }
 
 // put is a request with a JSON body.
@@ -187,6 +187,7 @@ func (h holder) askAll(g *gateway) {
 		{"200", "GET", "/admin/overrides", request("GET", "/admin/overrides")},
 		{"200", "GET", "/admin/resources", request("GET", "/admin/resources")},
 		{"200", "GET", "/admin/config", request("GET", "/admin/config")},
+		{"200", "GET", "/admin/upstreams", request("GET", "/admin/upstreams")},
 		{"200", "DELETE", override, request("DELETE", "/admin/user/alice/override?resource=read")},
 		{"200", "DELETE", resource, request("DELETE", "/admin/resources/new")},
 		{"200", "GET", "/admin/audit", request("GET", "/admin/audit?n=100")},
@@ -274,7 +275,7 @@ func (h holder) askDown(g *gateway) {
 			if o.method == "PUT" {
 				raw = put(o.example(), `{"capacity":1,"refill_rate":"1/s"}`)
 			}
-		case "/admin/", "/admin/web/{file}", "/admin/overrides", "/admin/config", "/admin/openapi.yaml", "/metrics", "/livez":
+		case "/admin/", "/admin/web/{file}", "/admin/overrides", "/admin/config", "/admin/upstreams", "/admin/openapi.yaml", "/metrics", "/livez":
 			h.ask(g, o, "200", raw) // these answer all the same
 			continue
 		}

@@ -2,7 +2,7 @@
 // ten requests allowed and one of ten on limits that mostly deny, while the
 // gateway's own /metrics are read: memory, goroutines and file descriptors
 // against what they were when the first fifth was over, store errors, lost log
-// lines, panics.
+// lines, panics, refused connections.
 //
 //   RATE      1000 requests a second (QUICK: 200)
 //   DURATION  3600 s (QUICK: 6)
@@ -55,8 +55,8 @@ export function watch() {
   const { body } = http.get(`${controlURL}/metrics`, { tags: { kind: 'watch' }, responseType: 'text' });
   const now = { memory: sum(body, /^process_resident_memory_bytes /), goroutines: sum(body, /^go_goroutines /), fds: sum(body, /^process_open_fds /) };
   memoryMB.add(now.memory / (1 << 20));
-  const bad = sum(body, /^r8limiter_(store_.*errors_total|panics_total|log_dropped_total)/);
-  if (bad > 0) complain(`the gateway counts ${bad} store errors, panics and lost log lines`);
+  const bad = sum(body, /^r8limiter_(store_.*errors_total|panics_total|log_dropped_total|connections_refused_total\{listener="proxy",reason="connections)/);
+  if (bad > 0) complain(`the gateway counts ${bad} store errors, panics, lost log lines and connections for which there was no room`);
   troubles.add(bad);
   if (elapsed() < warm) return;
   start = start || now;

@@ -139,12 +139,31 @@ async function thisGateway() {
   rows("parts", [
     [redis ? "store: Redis" : "store: memory", degraded ? "fails, is being probed" : ready.ready ? ready.degraded || "answers" : ready.reason,
       mean("r8limiter_store_latency_seconds"), sum(series, "r8limiter_store_errors_total")],
-    ...upstreams.filter(Boolean).map((u) => ["upstream: " + u,
-      count(sum(series, "r8limiter_upstream_connections", "upstream", u)) + " connections",
+    ...upstreams.filter(Boolean).map((u) => ["upstream: " + u, fitness(series, u),
       mean("r8limiter_upstream_latency_seconds", "upstream", u), sum(series, "r8limiter_upstream_errors_total", "upstream", u)]),
+    ...(series.some(([n]) => n === "r8limiter_connections") ? [["clients", count(sum(series, "r8limiter_connections")) + " connections",
+      "–", sum(series, "r8limiter_connections_refused_total")]] : []),
   ]);
   const build = series.find(([n]) => n === "r8limiter_build_info");
   show("version", build ? build[1].version : "");
+}
+
+// fitness is how many targets of an upstream are in use; echo: has no series of them.
+function fitness(series, upstream) {
+  const of = (state) => series.reduce((n, [name, l, v]) =>
+    name === "r8limiter_upstream_targets" && l.upstream === upstream && l.state === state ? n + v : n, 0);
+  const all = of("healthy") + of("ejected");
+  return all ? `${of("healthy")} of ${all} healthy` : "built in";
+}
+
+async function targets() {
+  const list = (await json("/admin/upstreams")).upstreams;
+  rows("targets", list.flatMap((u) => u.targets.map((t) => [u.upstream, t.target, () => {
+    const state = document.createElement("span");
+    state.className = "badge " + (t.state === "healthy" ? "good" : "bad");
+    state.textContent = t.state;
+    return state;
+  }, t.connections])));
 }
 
 async function offenders() {
@@ -231,7 +250,7 @@ async function attempt(what) {
 const look = () => attempt(async () => {
   await thisGateway();
   await totals();
-  await Promise.all([offenders(), resources(), audit(), user()]);
+  await Promise.all([targets(), offenders(), resources(), audit(), user()]);
 });
 
 async function keepLooking() {

@@ -81,7 +81,9 @@ refuses adminToken --set adminToken=short
 refuses mode --set redis.mode=cluster
 refuses "redis.url is needed" --set redis.mode=external
 refuses redis.url --set redis.mode=external,redis.url=http://redis.example:6379
-refuses terminationGracePeriodSeconds --set terminationGracePeriodSeconds=10
+refuses "terminationGracePeriodSeconds 30 must be above the 30 s" --set terminationGracePeriodSeconds=30
+refuses "above the 91 s" --set terminationGracePeriodSeconds=90,config.proxy.drain_timeout=1m30.5s
+refuses "no duration" --set config.proxy.drain_timeout=60
 refuses limits --set config.limits.x=1
 refuses pullPolicy --set image.pullPolicy=Sometimes
 refuses digest --set image.digest=latest
@@ -108,6 +110,10 @@ has defaults configmap.yaml 'url: ${R8LIMITER_REDIS_URL}'
 # What holds while Redis fails comes through, and a value of ours wins.
 for each in "on_store_error: local" "replicas: 2" "ready_when_degraded: true"; do has defaults configmap.yaml "$each"; done
 for each in "on_store_error: deny" "replicas: 5" "ready_when_degraded: false"; do has everything configmap.yaml "$each"; done
+# A pod has time for the drain, and some more.
+has defaults deployment.yaml "terminationGracePeriodSeconds: 40"
+has everything deployment.yaml "terminationGracePeriodSeconds: 85"
+has control-only deployment.yaml "terminationGracePeriodSeconds: 31"
 has everything hpa.yaml "name: requests_per_second"
 has everything monitoring.yaml "replacement: limits-r8limiter"
 has everything redis.yaml "imagePullSecrets:"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests metrics, rules, runbook and dashboard against what really runs: promtool
 # checks the files and /metrics; then Prometheus scrapes two loaded gateways, one
-# on Redis and one in memory, and every query of the dashboard and every recording
+# with TLS on Redis and one in memory, and every query of the dashboard and every recording
 # rule must return a number, every alert must be about series that exist.
 #
 # Needs go, curl, jq, redis-server and Debian's or Ubuntu's packages (prometheus is
@@ -132,8 +132,14 @@ start_gateway() {
   until_ 10 "gateway $1 is ready" curl -fsS "http://$control/readyz"
 }
 
+# certify: a certificate that is due for renewal, in $dir/cert.pem and key.pem.
+certify() {
+  (cd "$dir" && go run "$(go env GOROOT)/src/crypto/tls/generate_cert.go" -host 127.0.0.1 -duration 240h 2>/dev/null)
+}
+
 # The gateway in memory is the upstream of the one on Redis: it mirrors, refuses
-# /forbidden, and fails on /broken. Nobody listens on port 1.
+# /forbidden, and fails on /broken. Nobody listens on ports 1 and 2: half has a
+# target that is ejected, gone has no other.
 start_all() {
   redis-server --port 0 --unixsocket "$dir/redis.sock" --save '' --appendonly no --dir "$dir" >"$dir/redis-server.log" &
   redis=$!
@@ -152,16 +158,23 @@ log: {requests: denied}
 YAML
   start_gateway memory
   memory=$control
+  certify
   cat >"$dir/redis.yaml" <<YAML
 proxy:
   listen: "127.0.0.1:0"
+  tls: {certificates: [{cert_file: $dir/cert.pem, key_file: $dir/key.pem}]}
+  limits: {connections_per_client: 5}
   upstreams:
     api: {targets: ["http://$proxy"]}
+    half: {targets: ["http://$proxy", "http://127.0.0.1:1"]}
+    gone: {targets: ["http://127.0.0.1:1", "http://127.0.0.1:2"], health_check: {interval: 200ms, unhealthy_after: 1}}
     nobody: {targets: ["http://127.0.0.1:1"]}
     nonsense: {targets: ["unix:$dir/redis.sock"]}
   routes:
     - {name: nobody, match: {path: /nobody}, upstream: nobody}
     - {name: nonsense, match: {path: /nonsense}, upstream: nonsense}
+    - {name: half, match: {path: /half}, upstream: half}
+    - {name: gone, match: {path: /gone}, upstream: gone}
     - {name: search, match: {path: /search}, user_id: ["{header.X-User-Id}", "{client_ip}"], upstream: api}
     - {name: open, match: {path: /open}, upstream: api}
     - {name: closed, match: {path: /closed}, upstream: api}
@@ -202,17 +215,17 @@ start_prometheus() {
 }
 
 # send [OPTION...] URL: sends whatever the answer will be, and waits for it.
-send() { curl -sS -o /dev/null --max-time 5 "$@"; }
+send() { curl -sS -k -o /dev/null --max-time 5 "$@"; }
 
 # Some 1500 requests in 10 rounds, so that counters grow between scrapes, and so
 # many for one user that a lease pays for most of them.
 load() {
   local round
   for round in {1..10}; do
-    send -H "X-User-Id: user$round" "http://$proxy/v1/items/[1-20]"
-    send -H 'X-User-Id: greedy' "http://$proxy/search?[1-6]"
+    send -H "X-User-Id: user$round" "https://$proxy/v1/items/[1-20]"
+    send -H 'X-User-Id: greedy' "https://$proxy/search?[1-6]"
     send -X POST "http://$shared/allow?user_id=one&resource=hot#[1-100]"
-    send "http://$proxy/{forbidden,broken,nobody,nonsense,broken,nobody}"
+    send "https://$proxy/{forbidden,broken,nobody,nonsense,broken,nobody,half,half,gone}"
     send -X POST "http://$shared/allow?user_id=user$round&resource=search&cost={1,2,3}"
     send -X POST "http://$memory/allow?user_id=user$round"
     sleep 0.5
@@ -222,12 +235,30 @@ load() {
   send -X POST "http://$shared/allow?user_id=one&resource=hot#[1-100]"
   kill -STOP "$redis"
   for round in {1..6}; do
-    send "http://$proxy/{v1/items/,open?,closed?}[1-4]"
+    send "https://$proxy/{v1/items/,open?,closed?}[1-4]"
     sleep 0.5
   done
+  # It is the upstream nonsense too: its clients leave.
+  ! send --max-time 0.2 "https://$proxy/nonsense" 2>/dev/null || fail "a Redis that stands still answers"
   kill -CONT "$redis"
   until_ 10 "the gateway asks Redis again" calm
-  send "http://$proxy/v1/items/[1-4]"
+  send "https://$proxy/v1/items/[1-4]"
+  crowd
+  # What is written over it is no certificate, what it was stays in force.
+  echo nonsense >"$dir/cert.pem"
+  send "https://$proxy/v1/items/[1-4]"
+}
+
+# crowd has clients refused: more uploads at a time than connections_per_client,
+# and one that speaks no TLS.
+crowd() {
+  local uploads=() pid
+  for _ in {1..8}; do
+    sleep 2 | send -X POST -T - "https://$proxy/open" 2>/dev/null &
+    uploads+=($!)
+  done
+  ! send "http://$proxy/open" 2>/dev/null || fail "the listener with TLS answers HTTP"
+  for pid in "${uploads[@]}"; do wait "$pid" || true; done
 }
 
 # calm says whether the gateway on Redis neither is degraded nor owes anything.
@@ -278,6 +309,14 @@ max_over_time(r8limiter_store_owed_buckets[2m]) > 0
 r8limiter_store_owed_tokens_settled_total > 0
 r8limiter_store_condition{kind="persistence"} > 0
 r8limiter_problems_total{status="503"} > 0
+r8limiter_problems_total{status="499"} > 0
+r8limiter_upstream_errors_total{upstream="gone",kind="unhealthy"} > 0
+r8limiter_upstream_targets{upstream="half",state="ejected"} == 1
+r8limiter_upstream_targets{upstream="gone",state="healthy"} == 0
+r8limiter_upstream_retries_total{upstream="half"} > 0
+r8limiter_connections_refused_total{reason="connections_per_client"} > 0
+r8limiter_connections_refused_total{reason="handshake"} > 0
+r8limiter_certificate_reload_successful{listener="proxy"} == 0
 request_latency_seconds_count{endpoint="/allow"} > 0
 QUERIES
 }
@@ -328,7 +367,8 @@ check_rules() {
   done
   # What the load broke must be on its way to an alert, or have been.
   for alert in R8limiterUpstreamFailing R8limiterUpstream5xx R8limiterUnavailable R8limiterStoreErrors \
-    R8limiterDegraded R8limiterUnlimited R8limiterStoreCondition; do
+    R8limiterDegraded R8limiterUnlimited R8limiterStoreCondition R8limiterTargetsEjected R8limiterUpstreamEjected \
+    R8limiterConnectionsPerClient R8limiterCertificateExpiresSoon R8limiterCertificateReload; do
     until_ 5 "$alert is pending" holds "max_over_time(ALERTS{alertname=\"$alert\"}[2m])"
   done
   echo "rules: all evaluated, all record, all names exist"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The web page in a real Chromium: it asks for the token, shows the figures of
-# some load, looks a user up, blocks and refills them, and says while Redis fails
+# some load and the health of upstreams, looks a user up, blocks and refills them, and says while Redis fails
 # that it does. Needs Go, Node, npm and redis-server; installs Chromium and
 # playwright-core; about 20 s once they are there.
 #
@@ -36,8 +36,12 @@ export R8LIMITER_ADMIN_TOKEN=a-token-for-the-page
 cat >"$dir/config.yaml" <<EOF
 proxy:
   listen: "127.0.0.1:28480"
-  upstreams: {api: {targets: ["echo:"]}}
-  routes: [{name: all, user_id: "{header.X-User-Id}", resource: read, upstream: api}]
+  upstreams:
+    api: {targets: ["echo:"]}
+    half: {targets: ["http://127.0.0.1:28400", "http://127.0.0.1:1"]}
+  routes:
+    - {name: half, match: {path: /half}, action: bypass, upstream: half}
+    - {name: all, user_id: "{header.X-User-Id}", resource: read, upstream: api}
 limiter: {default: {capacity: 3, refill_rate: 1/h}, redis: {url: "unix://$dir/redis.sock"}}
 admin: {listen: "127.0.0.1:28400", token: "\${R8LIMITER_ADMIN_TOKEN}"}
 log: {requests: none}
@@ -46,6 +50,8 @@ EOF
 pids+=($!)
 for _ in $(seq 100); do curl -fsS -o /dev/null http://127.0.0.1:28400/livez 2>/dev/null && break; sleep 0.1; done
 curl -s -o /dev/null -H 'X-User-Id: <b>ann</b>' 'http://127.0.0.1:28480/?[1-10]'
+# Three attempts that fail eject a target.
+curl -s -o /dev/null 'http://127.0.0.1:28480/half?[1-8]'
 
 cat >"$dir/page.mjs" <<'EOF'
 import { createRequire } from "node:module";
@@ -78,6 +84,10 @@ await until("offenders", "offenders", "<b>ann</b>\\s+7");
 assert.equal(await page.locator("#offenders b").count(), 0, "a user's name became markup");
 await until("resources", "resources", "read\\s+default\\s+read: 3, 1/h\\s+3\\s+7");
 assert.equal(await page.locator("canvas").count(), 2, "two charts");
+await until("upstreams", "parts", "upstream: api\\s+built in");
+await until("upstreams", "parts", "upstream: half\\s+1 of 2 healthy");
+await until("clients", "parts", "clients\\s+\\d+ connections\\s+–\\s+0");
+await until("targets", "targets", "half\\s+http://127\\.0\\.0\\.1:28400\\s+healthy\\s+\\d+\\nhalf\\s+http://127\\.0\\.0\\.1:1\\s+ejected\\s+0");
 
 await page.locator("#offenders a").first().click();
 await until("buckets", "buckets", "read\\s+read\\s+0\\.\\d of 3");

@@ -49,6 +49,30 @@ app.kubernetes.io/component: test
 {{- regexFind "[0-9]+$" .Values.config.admin.listen }}
 {{- end }}
 
+{{/* The seconds of config.proxy.drain_timeout, rounded up. */}}
+{{- define "r8limiter.drainSeconds" -}}
+{{- $timeout := dig "proxy" "drain_timeout" "30s" .Values.config | toString }}
+{{- if not (regexMatch "^([0-9]+([.][0-9]+)?(h|m|s|ms))+$" $timeout) }}
+{{- fail (printf "config.proxy.drain_timeout %q is no duration: write 30s or 1m30s" $timeout) }}
+{{- end }}
+{{- $units := dict "h" 3600.0 "m" 60.0 "s" 1.0 "ms" 0.001 }}
+{{- $seconds := 0.0 }}
+{{- range regexFindAll "[0-9.]+[hms]+" $timeout -1 }}
+{{- $seconds = addf $seconds (mulf (float64 (regexFind "[0-9.]+" .)) (get $units (regexFind "[hms]+" .))) }}
+{{- end }}
+{{- ceil $seconds | int }}
+{{- end }}
+
+{{/* How long a pod may take to stop: above what it drains for. */}}
+{{- define "r8limiter.grace" -}}
+{{- $drain := include "r8limiter.drainSeconds" . | int }}
+{{- $grace := int .Values.terminationGracePeriodSeconds }}
+{{- if eq $grace 0 }}{{ add $drain 10 }}
+{{- else if le $grace $drain }}
+{{- fail (printf "terminationGracePeriodSeconds %d must be above the %d s of config.proxy.drain_timeout, or pods are killed while they drain; 0 is 10 s more" $grace $drain) }}
+{{- else }}{{ $grace }}{{ end }}
+{{- end }}
+
 {{- define "r8limiter.serviceAccount" -}}
 {{- if .Values.serviceAccount.create }}{{ default (include "r8limiter.fullname" .) .Values.serviceAccount.name }}{{ else }}{{ default "default" .Values.serviceAccount.name }}{{ end }}
 {{- end }}
