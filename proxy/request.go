@@ -216,7 +216,7 @@ func (r *request) parseFramer(f *field, seen *framers) error {
 			return &badRequest{"Transfer-Encoding other than chunked"}
 		}
 	case equalFold(f.name, "Connection"):
-		r.close = r.close || lists(f.value, "close")
+		r.close = r.close || lists(f.value, []byte("close"))
 	case equalFold(f.name, "Trailer") && announcesFraming(f.value):
 		return &badRequest{"Trailer announces a field that frames the body"}
 	case equalFold(f.name, "Content_Length"), equalFold(f.name, "Transfer_Encoding"):
@@ -229,7 +229,7 @@ func (r *request) parseFramer(f *field, seen *framers) error {
 // announcesFraming says whether Trailer lists what no trailer may be (RFC 9110
 // section 6.5.1). net/http refuses it too.
 func announcesFraming(list []byte) bool {
-	return lists(list, "Content-Length") || lists(list, "Transfer-Encoding") || lists(list, "Trailer")
+	return lists(list, []byte("Content-Length")) || lists(list, []byte("Transfer-Encoding")) || lists(list, []byte("Trailer"))
 }
 
 // parseTarget splits the target and takes the authority off an absolute-form,

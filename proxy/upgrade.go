@@ -97,7 +97,7 @@ func upgradeOf(r *request) []byte {
 			upgrades++
 			protocol = f.value
 		case equalFold(f.name, "Connection"):
-			asked = asked || lists(f.value, "upgrade")
+			asked = asked || lists(f.value, []byte("upgrade"))
 		}
 	}
 	if upgrades != 1 || !asked || r.version != 11 || r.length != 0 || !isProtocol(protocol) {
