@@ -7,6 +7,10 @@ import (
 	"time"
 )
 
+// wireOverhead is what the framing of a chunked request body may cost besides
+// twice its size.
+const wireOverhead = 64 << 10
+
 var (
 	errBodyOverhead = &refusal{413, "the framing of the request body is larger than what it holds"}
 	errUnread       = errors.New("a request body was left unread")

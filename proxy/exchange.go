@@ -27,7 +27,7 @@ type exchange struct {
 
 	ids  []byte // memory of ask
 	out  []byte // what is sent next, to the upstream or to the client
-	body []byte // a small request body, or a piece of a response's
+	body []byte // of an answer of our own; then values of the log line
 	id   []byte // X-Request-Id
 	text []byte // before it is escaped as JSON
 	send outgoing

@@ -12,13 +12,9 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// Sizes of bodies.
-const (
-	smallBodyBytes = 64 << 10 // up to here a request body is read before an upstream connection is taken
-	bodyPieceBytes = 32 << 10 // of a response body that is read at a time
-	chunkRoom      = 10       // for the size line before a piece: 8 hex digits and CRLF
-	wireOverhead   = 64 << 10 // what the framing of a chunked request body may cost besides twice its size
-)
+// smallBodyBytes is up to where a request body is read before an upstream
+// connection is taken.
+const smallBodyBytes = 64 << 10
 
 // forward sends the request to the route's upstream and its answer to the client.
 func (x *exchange) forward() {
@@ -164,7 +160,11 @@ func (x *exchange) relay() {
 	x.out = x.appendAnswerHead(x.out[:0], chunked)
 	head := len(x.out)
 	x.sent = int64(len(body))
-	x.out = appendPiece(x.out, body, chunked)
+	if chunked {
+		x.out = appendChunk(x.out, body)
+	} else {
+		x.out = append(x.out, body...)
+	}
 	if !whole {
 		x.stream(head, chunked)
 		return
@@ -174,23 +174,6 @@ func (x *exchange) relay() {
 	}
 	x.write(x.out, head)
 	x.client.trail(resp.trailers)
-}
-
-func appendPiece(dst, body []byte, chunked bool) []byte {
-	if !chunked || len(body) == 0 {
-		return append(dst, body...)
-	}
-	dst = append(strconv.AppendUint(dst, uint64(len(body)), 16), "\r\n"...)
-	return append(append(dst, body...), "\r\n"...)
-}
-
-// appendLastChunk ends a chunked body.
-func appendLastChunk(dst []byte, trailers []field) []byte {
-	dst = append(dst, "0\r\n"...)
-	for i := range trailers {
-		dst = appendRaw(dst, &trailers[i])
-	}
-	return append(dst, "\r\n"...)
 }
 
 // appendAnswerHead appends the head of the answer that resp holds.
@@ -292,14 +275,16 @@ func (x *exchange) stream(head int, chunked bool) {
 	if !x.write(x.out, head) {
 		return
 	}
-	if cap(x.body) < chunkRoom+bodyPieceBytes+2 {
-		x.body = make([]byte, chunkRoom+bodyPieceBytes+2)
-	}
-	buf := x.body[:cap(x.body)]
+	buf := pieces.Get().(*piece)
+	defer pieces.Put(buf)
 	for {
-		n, err := x.resp.Read(buf[chunkRoom : chunkRoom+bodyPieceBytes])
+		n, err := x.resp.Read(buf.room())
 		x.sent += int64(n)
-		if n > 0 && !x.write(framed(buf, n, chunked), 0) {
+		data := buf.room()[:n]
+		if chunked {
+			data = buf.chunk(n)
+		}
+		if n > 0 && !x.write(data, 0) {
 			return
 		}
 		if err == io.EOF {
@@ -314,19 +299,6 @@ func (x *exchange) stream(head int, chunked bool) {
 		x.write(appendLastChunk(x.out[:0], x.resp.trailers), 0)
 	}
 	x.client.trail(x.resp.trailers)
-}
-
-// framed frames the n bytes that lie behind the chunkRoom of buf.
-func framed(buf []byte, n int, chunked bool) []byte {
-	data := buf[chunkRoom : chunkRoom+n]
-	if !chunked {
-		return data
-	}
-	var size [chunkRoom]byte
-	line := append(strconv.AppendUint(size[:0], uint64(n), 16), "\r\n"...)
-	start := chunkRoom - len(line)
-	copy(buf[start:], line)
-	return append(buf[start:chunkRoom+n], "\r\n"...)
 }
 
 // write sends to the client, head bytes of head and then body, and says whether
