@@ -13,7 +13,7 @@ import (
 )
 
 // exchange is one request and its answer, with all the memory they need; it is
-// reused. Nothing in it outlives the handler.
+// reused. Nothing in it outlives the answer.
 type exchange struct {
 	proxy    *Proxy
 	client   client
@@ -117,6 +117,7 @@ func (x *exchange) name() {
 var (
 	errExpectation = &refusal{fasthttp.StatusExpectationFailed, "the only expectation served is 100-continue"}
 	errConnect     = &refusal{fasthttp.StatusMethodNotAllowed, "CONNECT is not served"}
+	errUnreadable  = &refusal{fasthttp.StatusBadRequest, "the request can't be read"}
 )
 
 func (x *exchange) checkBody() error {
@@ -137,14 +138,15 @@ func (x *exchange) checkBody() error {
 }
 
 // refuse answers a request that a fault was found with, and ends the connection:
-// what follows on it can't be told from the rest of this request.
+// what follows on it can't be told from the rest of this request. Of an error that is
+// no refusal only the log says what it is.
 func (x *exchange) refuse(err error) bool {
-	status := fasthttp.StatusBadRequest
-	if r, ok := errors.AsType[*refusal](err); ok {
-		status = r.status
+	r, ok := errors.AsType[*refusal](err)
+	if !ok {
+		r = errUnreadable
 	}
 	x.abandon()
-	x.problem(status, err.Error(), err)
+	x.problem(r.status, r.detail, err)
 	return false
 }
 
