@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -232,33 +231,6 @@ func (x *exchange) interim(status int, reason []byte, fields []field) {
 	x.write(x.text, len(x.text))
 }
 
-// tunnel passes the upstream's 101 on, and from then on whatever either side
-// sends, until both have ended. The request was decided about before; what is
-// said inside is not.
-func (x *exchange) tunnel() {
-	u, c := x.request.route.upstream, x.client.(*clientConn) // HTTP/2 has no upgrades
-	client, ok := c.Conn.(halfConn)
-	if !ok || !x.resp.switchedTo(x.request.upgrade) {
-		x.upstreamProblem(&upstreamError{faultProtocol, errOtherProtocol})
-		return
-	}
-	x.status, x.closing = x.resp.status, true
-	x.out = x.appendAnswerHead(x.out[:0], false)
-	if !x.write(x.out, len(x.out)) {
-		return
-	}
-	up, early, err := x.resp.tunnel()
-	if err == nil {
-		defer up.Close()
-		err = client.SetDeadline(time.Time{})
-	}
-	if err != nil {
-		x.cause = err
-		return
-	}
-	_, x.sent, x.cause = tunnel(client, c.buf[c.read:c.end], up, early, u.idleTimeout)
-}
-
 // appendEnd ends a head.
 func (x *exchange) appendEnd(dst []byte) []byte {
 	x.closing = x.closing || x.proxy.draining.Load()
@@ -310,43 +282,4 @@ func (x *exchange) write(p []byte, head int) bool {
 		return false
 	}
 	return true
-}
-
-// echo answers for an `echo:` upstream: the request as an upstream would get
-// it, as JSON.
-func (x *exchange) echo() {
-	var size int64
-	text := x.send.head
-	if x.send.body != nil {
-		n, err := io.Copy(io.Discard, x.send.body)
-		if err != nil {
-			x.refuseBody(err)
-			return
-		}
-		size = n
-	}
-	head, small, _ := bytes.Cut(text, []byte("\r\n\r\n"))
-	size += int64(len(small))
-	x.status = fasthttp.StatusOK
-	x.body = appendMirror(x.body[:0], head, small)
-	x.body = append(strconv.AppendInt(append(x.body, `,"body_bytes":`...), size, 10), "}\n"...)
-	x.answer("application/json", "")
-}
-
-// appendMirror appends a request as JSON, without the brace at the end.
-func appendMirror(dst, head, body []byte) []byte {
-	line, rest, _ := bytes.Cut(head, []byte("\r\n"))
-	method, line, _ := bytes.Cut(line, []byte{' '})
-	target, _, _ := bytes.Cut(line, []byte{' '})
-	dst = appendJSON(append(dst, `{"method":`...), method)
-	dst = appendJSON(append(dst, `,"target":`...), target)
-	dst = append(dst, `,"headers":[`...)
-	for len(rest) > 0 {
-		line, rest, _ = bytes.Cut(rest, []byte("\r\n"))
-		name, value, _ := bytes.Cut(line, []byte(": "))
-		dst = appendJSON(append(dst, '['), name)
-		dst = append(appendJSON(append(dst, ','), value), "],"...)
-	}
-	dst = append(bytes.TrimSuffix(dst, []byte{','}), ']')
-	return appendJSON(append(dst, `,"body":`...), body)
 }

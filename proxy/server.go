@@ -42,16 +42,6 @@ type server struct {
 	perClient map[netip.Addr]int // by the first address of its network
 }
 
-// Why a connection is refused.
-const (
-	refusedTotal = iota
-	refusedPerClient
-	refusedHandshake
-	refusalReasons
-)
-
-var refusalNames = [refusalReasons]string{"connections", "connections_per_client", "handshake"}
-
 func newServer(p *Proxy, limits LimitsConfig, config *tls.Config) *server {
 	s := &server{
 		proxy: p, limits: limits, stopped: make(chan struct{}),
@@ -67,16 +57,6 @@ func newServer(p *Proxy, limits LimitsConfig, config *tls.Config) *server {
 		s.refused[reason] = p.metrics.set.NewCounter(fmt.Sprintf(`r8limiter_connections_refused_total{listener="proxy",reason=%q}`, name))
 	}
 	return s
-}
-
-// defaultConnections leaves a fifth of the files a process may open to
-// upstreams, the store and the control listener.
-func defaultConnections() int {
-	var files syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
-		return 1 << 16
-	}
-	return int(min(files.Cur, 1<<30)) / 5 * 4
 }
 
 // serve takes connections from l until shutdown.
@@ -125,6 +105,8 @@ func (s *server) rest(pause time.Duration, err error) time.Duration {
 	return pause
 }
 
+// isTransient says whether an error of Accept goes away by itself, or when others
+// give something back.
 func isTransient(err error) bool {
 	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED} {
 		if errors.Is(err, e) {
@@ -206,158 +188,9 @@ func (s *server) open(c *clientConn) (err error) {
 	return nil
 }
 
-// enter registers a connection and says whether there is room for it.
-func (s *server) enter(c *clientConn) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.conns) >= s.limits.Connections {
-		return false
-	}
-	s.conns[c] = true
-	return true
-}
-
-func (s *server) leave(c *clientConn) {
-	_ = c.Close()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.conns, c)
-}
-
-// clientOf is what counts as one client of limits.connections_per_client; the
-// zero Addr is not counted.
-func (s *server) clientOf(peer netip.Addr) netip.Addr {
-	if s.limits.ConnectionsPerClient == 0 || !peer.IsValid() || contains(s.proxy.trusted, peer) {
-		return netip.Addr{}
-	}
-	if peer.Is4() {
-		return peer
-	}
-	network, _ := peer.Prefix(s.proxy.prefix6)
-	return network.Addr()
-}
-
-func (s *server) count(client netip.Addr) bool {
-	if !client.IsValid() {
-		return true
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.perClient[client] >= s.limits.ConnectionsPerClient {
-		return false
-	}
-	s.perClient[client]++
-	return true
-}
-
-func (s *server) uncount(client netip.Addr) {
-	if !client.IsValid() {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.perClient[client]--; s.perClient[client] == 0 {
-		delete(s.perClient, client)
-	}
-}
-
-const noRoom = `{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"there are too many connections already"}`
-
-var turnedAway = fmt.Appendf(nil, "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nCache-Control: no-store\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(noRoom), noRoom)
-
-// dismiss turns away a connection for which there is no room. Until it has ended
-// it takes a file, of those that were left for upstreams, the store and the control
-// listener: of many at a time most are closed at once, and may lose the answer.
-func (s *server) dismiss(c *clientConn) {
-	if s.away.Add(1) > int64(s.limits.Connections/16+1) {
-		s.away.Add(-1)
-		_ = c.socket.SetWriteDeadline(time.Now().Add(acceptGrace))
-		_, _ = c.socket.Write(turnedAway)
-		_ = c.socket.Close()
-		return
-	}
-	go func() {
-		defer s.away.Add(-1)
-		c.turnAway()
-	}()
-}
-
-// turnAway tells a client that there is no room, if it takes that at once.
-func (c *clientConn) turnAway() {
-	if c.http2 {
-		c.server.http2.turnAway(c)
-		return
-	}
-	_ = c.Conn.SetDeadline(time.Now().Add(lingerTimeout))
-	_, err := c.Conn.Write(turnedAway)
-	c.linger = err == nil
-	_ = c.Close()
-}
-
 // connections counts the clients' connections.
 func (s *server) connections() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.conns)
-}
-
-// isEmpty says whether there is neither a listener nor a connection left.
-func (s *server) isEmpty() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.conns) == 0 && len(s.listeners) == 0
-}
-
-// acceptGrace is how long a listener is still asked for connections that wait in
-// its queue: closing it would reset them.
-const acceptGrace = 20 * time.Millisecond
-
-// shutdown stops accepting, lets requests in flight end and idle connections
-// go, and closes what is left when ctx ends, whose error it returns then.
-func (s *server) shutdown(ctx context.Context) error {
-	defer s.stopOnce.Do(func() { close(s.stopped) })
-	s.mu.Lock()
-	s.stopping.Store(true)
-	for l := range s.listeners {
-		if timed, ok := l.(interface{ SetDeadline(time.Time) error }); !ok || timed.SetDeadline(time.Now().Add(acceptGrace)) != nil {
-			_ = l.Close()
-		}
-	}
-	s.mu.Unlock()
-	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
-		s.endIdle()
-		if s.http2 != nil {
-			s.http2.goAway()
-		}
-		if s.isEmpty() {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return s.closeAll(ctx.Err())
-		case <-time.After(pause):
-		}
-	}
-}
-
-// endIdle ends the connections that wait for a request, unless one has come.
-func (s *server) endIdle() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for c := range s.conns {
-		if c.idle.CompareAndSwap(true, false) {
-			c.interrupt()
-		}
-	}
-}
-
-// closeAll cuts off what did not end in time.
-func (s *server) closeAll(err error) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for c := range s.conns {
-		c.departure.leave()
-		_ = c.socket.Close()
-	}
-	return err
 }
