@@ -10,6 +10,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"github.com/r8limiter/r8limiter/limiter"
 )
 
 // healthCheck is what the health command was asked for.
@@ -72,7 +74,7 @@ func readyURL(c *Config) string {
 func (h *healthCheck) client(to *url.URL) (*http.Client, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: h.insecure || h.ca == "" && isLoopbackHost(to.Hostname())}
 	if h.ca != "" {
-		roots, err := readAuthorities(h.ca)
+		_, roots, err := limiter.ReadCertificates(h.ca)
 		if err != nil {
 			return nil, fmt.Errorf("-ca: %w", err)
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +11,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"github.com/r8limiter/r8limiter/limiter"
 )
 
 // tlsFiles is what the configuration says about TLS on one listener.
@@ -92,7 +93,7 @@ func (f *tlsFiles) read(old keyring, report func(path, problem string)) keyring 
 	if f.clientCA == "" {
 		return k
 	}
-	pool, err := readAuthorities(f.clientCA)
+	_, pool, err := limiter.ReadCertificates(f.clientCA)
 	if err != nil {
 		k.whole = false
 		report(f.path+".client_ca_file", err.Error())
@@ -105,14 +106,11 @@ func (f *tlsFiles) read(old keyring, report func(path, problem string)) keyring 
 // read reads a certificate with its key; on failure it names the key of the
 // configuration that is to blame.
 func (p pairFiles) read() (pair *tls.Certificate, blame string, err error) {
-	certificate, err := readSmallFile(p.cert)
+	certificate, _, err := limiter.ReadCertificates(p.cert)
 	if err != nil {
-		return nil, "cert_file", fmt.Errorf("can't be read: %w", err)
-	}
-	if _, err := parseCertificates(p.cert, certificate); err != nil {
 		return nil, "cert_file", err
 	}
-	key, err := readSmallFile(p.key)
+	key, err := limiter.ReadSmallFile(p.key)
 	if err != nil {
 		return nil, "key_file", fmt.Errorf("can't be read: %w", err)
 	}
@@ -121,36 +119,6 @@ func (p pairFiles) read() (pair *tls.Certificate, blame string, err error) {
 		return nil, "key_file", fmt.Errorf("%s does not go with cert_file %s: %w; give its private key, in PEM without a pass phrase", p.key, p.cert, err)
 	}
 	return &both, "", nil
-}
-
-// readAuthorities reads a PEM file of one certificate or more.
-func readAuthorities(file string) (*x509.CertPool, error) {
-	data, err := readSmallFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("can't be read: %w", err)
-	}
-	return parseCertificates(file, data)
-}
-
-// parseCertificates reads the PEM in data; errors name its file.
-// x509.CertPool's own would pass over a certificate that it can't read.
-func parseCertificates(file string, data []byte) (*x509.CertPool, error) {
-	pool, n := x509.NewCertPool(), 0
-	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != "CERTIFICATE" {
-			continue
-		}
-		certificate, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("%s holds a certificate that can't be read: %w", file, err)
-		}
-		pool.AddCert(certificate)
-		n++
-	}
-	if n == 0 {
-		return nil, fmt.Errorf("%s holds no certificate: it must be PEM, with -----BEGIN CERTIFICATE-----", file)
-	}
-	return pool, nil
 }
 
 // credentials keep what a listener shows as its files are now. A file that

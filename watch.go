@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"crypto/sha256"
-	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +11,8 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 	"github.com/rs/zerolog"
+
+	"github.com/r8limiter/r8limiter/limiter"
 )
 
 const (
@@ -21,8 +21,6 @@ const (
 	// recheckTime is how often files are looked at though nothing was heard of
 	// them: of some file systems, as NFS, nothing ever is.
 	recheckTime = time.Minute
-	// maxWatchedFile bounds what is read of a watched file, in bytes.
-	maxWatchedFile = 1 << 20
 	// maxLinks bounds the symbolic links on the way to a file, as the kernel does.
 	maxLinks = 40
 )
@@ -100,7 +98,7 @@ func wait(ctx context.Context, bell *fsnotify.Watcher, tick <-chan time.Time) bo
 func (w *fileWatch) look() (changed bool) {
 	for i, path := range w.paths {
 		var sum [sha256.Size]byte
-		if data, err := readSmallFile(path); err == nil {
+		if data, err := limiter.ReadSmallFile(path); err == nil {
 			sum = sha256.Sum256(data)
 		}
 		changed = changed || sum != w.seen[i]
@@ -177,22 +175,4 @@ func followOne(path string) (at, next string, done bool) {
 		return at, filepath.Join(target, rest), false
 	}
 	return path, "", true
-}
-
-// readSmallFile reads a file of up to a MiB. A device or pipe, which may never
-// end, is refused. The error names the file.
-func readSmallFile(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() || info.Size() > maxWatchedFile {
-		return nil, fmt.Errorf("%s is no file of at most 1 MiB", path)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxWatchedFile))
 }

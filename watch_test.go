@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"github.com/r8limiter/r8limiter/limiter"
 )
 
 // watched runs a watch until the test ends and counts its calls.
@@ -121,7 +123,7 @@ func TestWatchSeesWhatNobodyTellsOf(t *testing.T) {
 	rename(t, far+"/y", far+"/x")
 	for {
 		seen.await(t, "the other tree") // the file is missing in between
-		if data, err := readSmallFile(near + "/link/a"); err == nil && string(data) == "2" {
+		if data, err := limiter.ReadSmallFile(near + "/link/a"); err == nil && string(data) == "2" {
 			return
 		}
 	}

@@ -38,7 +38,7 @@ func (l *patientListener) Accept() (net.Conn, error) {
 		default:
 		}
 		c, err := l.Listener.Accept()
-		if err == nil || !isShortage(err) {
+		if err == nil || !isTransient(err) {
 			return c, err
 		}
 		if time.Since(l.said) >= time.Second {
@@ -58,8 +58,9 @@ func (l *patientListener) wait(d time.Duration) {
 	}
 }
 
-// isShortage says whether err goes away when others give something back.
-func isShortage(err error) bool {
+// isTransient says whether an error of Accept goes away by itself, or when others
+// give something back.
+func isTransient(err error) bool {
 	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED} {
 		if errors.Is(err, e) {
 			return true

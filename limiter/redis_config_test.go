@@ -155,9 +155,9 @@ func TestRedisConfigOfSeveralServersReportsEveryProblem(t *testing.T) {
 			"master_name: " + elsewhere, "sentinel_username: " + elsewhere, "sentinel_password: " + elsewhere}},
 		{RedisConfig{URL: "redis://h", Username: "u", Password: "secret", DB: 1}, []string{
 			"username: " + goesWith, "password: " + goesWith, "db: " + goesWith}},
-		{RedisConfig{URL: "redis://h", TLS: &RedisTLSConfig{}}, []string{"tls: " + beside}},
-		{RedisConfig{URL: "unix:///s", TLS: &RedisTLSConfig{ServerName: "h"}}, []string{"tls: " + beside}},
-		{RedisConfig{URL: "rediss://h", TLS: &RedisTLSConfig{ServerName: "h"}}, nil},
+		{RedisConfig{URL: "redis://h", TLS: &ClientTLS{}}, []string{"tls: " + beside}},
+		{RedisConfig{URL: "unix:///s", TLS: &ClientTLS{ServerName: "h"}}, []string{"tls: " + beside}},
+		{RedisConfig{URL: "rediss://h", TLS: &ClientTLS{ServerName: "h"}}, nil},
 	}
 	for _, test := range tests {
 		if diff := cmp.Diff(test.want, test.config.problems()); diff != "" {

@@ -37,7 +37,7 @@ func TestRedisTopologyTLSWithClientCertificates(t *testing.T) {
 	useStore(t, openStore(t, c))
 	for name, other := range map[string]RedisConfig{
 		"url":         {URL: "rediss://" + c.Addrs[0], TLS: c.TLS},
-		"server name": {Addrs: c.Addrs, TLS: &RedisTLSConfig{c.TLS.CAFile, c.TLS.CertFile, c.TLS.KeyFile, "redis.test"}},
+		"server name": {Addrs: c.Addrs, TLS: &ClientTLS{c.TLS.CAFile, c.TLS.CertFile, c.TLS.KeyFile, "redis.test"}},
 	} {
 		other.Timeout = 5 * time.Second
 		if err := openStore(t, other).Probe(t.Context()); err != nil {
@@ -56,10 +56,10 @@ func TestRedisTopologyTLSThatDoesNotFitSaysWhy(t *testing.T) {
 		want   string
 	}{
 		"system's authorities":  {RedisConfig{URL: "rediss://" + c.Addrs[0]}, "certificate signed by unknown authority"},
-		"other authority":       {RedisConfig{Addrs: c.Addrs, TLS: &RedisTLSConfig{stranger.file, c.TLS.CertFile, c.TLS.KeyFile, ""}}, "certificate signed by unknown authority"},
-		"other name":            {RedisConfig{Addrs: c.Addrs, TLS: &RedisTLSConfig{c.TLS.CAFile, c.TLS.CertFile, c.TLS.KeyFile, "other.test"}}, "not other.test"},
-		"no certificate":        {RedisConfig{Addrs: c.Addrs, TLS: &RedisTLSConfig{CAFile: c.TLS.CAFile}}, "the server asked for a certificate"},
-		"strange certificate":   {RedisConfig{Addrs: c.Addrs, TLS: &RedisTLSConfig{c.TLS.CAFile, strangeCert, strangeKey, ""}}, "the server asked for a certificate"},
+		"other authority":       {RedisConfig{Addrs: c.Addrs, TLS: &ClientTLS{stranger.file, c.TLS.CertFile, c.TLS.KeyFile, ""}}, "certificate signed by unknown authority"},
+		"other name":            {RedisConfig{Addrs: c.Addrs, TLS: &ClientTLS{c.TLS.CAFile, c.TLS.CertFile, c.TLS.KeyFile, "other.test"}}, "not other.test"},
+		"no certificate":        {RedisConfig{Addrs: c.Addrs, TLS: &ClientTLS{CAFile: c.TLS.CAFile}}, "the server asked for a certificate"},
+		"strange certificate":   {RedisConfig{Addrs: c.Addrs, TLS: &ClientTLS{c.TLS.CAFile, strangeCert, strangeKey, ""}}, "the server asked for a certificate"},
 		"no TLS where it is on": {RedisConfig{URL: "redis://" + c.Addrs[0]}, ""},
 	} {
 		test.config.Timeout = 2 * time.Second
@@ -77,22 +77,22 @@ func TestRedisTopologyTLSFilesAreCheckedBeforeTheStart(t *testing.T) {
 	write(t, broken, "-----BEGIN CERTIFICATE-----", "MIIB", "-----END CERTIFICATE-----")
 	missing := filepath.Join(t.TempDir(), "missing.pem")
 	for _, test := range []struct {
-		config     RedisTLSConfig
+		config     ClientTLS
 		path, want string
 	}{
-		{RedisTLSConfig{a.file, cert, key, ""}, "", ""},
-		{RedisTLSConfig{CAFile: missing}, "ca_file", "missing.pem: no such file"},
-		{RedisTLSConfig{CAFile: broken}, "ca_file", "broken.pem holds a certificate that can't be read: x509"},
-		{RedisTLSConfig{CAFile: key}, "ca_file", "server.key holds no certificate"},
-		{RedisTLSConfig{CAFile: t.TempDir()}, "ca_file", "is no file"},
-		{RedisTLSConfig{CAFile: "/dev/zero"}, "ca_file", "/dev/zero is no file"},
-		{RedisTLSConfig{CertFile: cert}, "key_file", "is missing"},
-		{RedisTLSConfig{KeyFile: key}, "cert_file", "is missing"},
-		{RedisTLSConfig{CertFile: missing, KeyFile: key}, "cert_file", "missing.pem: no such file"},
-		{RedisTLSConfig{CertFile: broken, KeyFile: key}, "cert_file", "broken.pem holds a certificate that can't be read: x509"},
-		{RedisTLSConfig{CertFile: cert, KeyFile: missing}, "key_file", "missing.pem: no such file"},
-		{RedisTLSConfig{CertFile: cert, KeyFile: otherKey}, "key_file", "private key does not match public key"},
-		{RedisTLSConfig{CertFile: cert, KeyFile: otherCert}, "key_file", "server.pem does not go with cert_file: tls:"},
+		{ClientTLS{a.file, cert, key, ""}, "", ""},
+		{ClientTLS{CAFile: missing}, "ca_file", "missing.pem: no such file"},
+		{ClientTLS{CAFile: broken}, "ca_file", "broken.pem holds a certificate that can't be read: x509"},
+		{ClientTLS{CAFile: key}, "ca_file", "server.key holds no certificate"},
+		{ClientTLS{CAFile: t.TempDir()}, "ca_file", "is no file"},
+		{ClientTLS{CAFile: "/dev/zero"}, "ca_file", "/dev/zero is no file"},
+		{ClientTLS{CertFile: cert}, "key_file", "is missing"},
+		{ClientTLS{KeyFile: key}, "cert_file", "is missing"},
+		{ClientTLS{CertFile: missing, KeyFile: key}, "cert_file", "missing.pem: no such file"},
+		{ClientTLS{CertFile: broken, KeyFile: key}, "cert_file", "broken.pem holds a certificate that can't be read: x509"},
+		{ClientTLS{CertFile: cert, KeyFile: missing}, "key_file", "missing.pem: no such file"},
+		{ClientTLS{CertFile: cert, KeyFile: otherKey}, "key_file", "private key does not match public key"},
+		{ClientTLS{CertFile: cert, KeyFile: otherCert}, "key_file", "server.pem does not go with cert_file: tls:"},
 	} {
 		got := RedisConfig{URL: "rediss://h", TLS: &test.config}.problems()
 		if test.path == "" && len(got) == 0 {
@@ -387,11 +387,11 @@ func TestRedisTopologyBlackHoleCostsTheTimeoutAtMost(t *testing.T) {
 	addrs := []string{hole.Addr().String()}
 	for name, c := range map[string]RedisConfig{
 		"single":       {Addrs: addrs},
-		"TLS":          {Addrs: addrs, TLS: &RedisTLSConfig{}},
+		"TLS":          {Addrs: addrs, TLS: &ClientTLS{}},
 		"sentinel":     {Mode: "sentinel", Addrs: addrs, MasterName: "main"},
-		"sentinel TLS": {Mode: "sentinel", Addrs: addrs, MasterName: "main", TLS: &RedisTLSConfig{}},
+		"sentinel TLS": {Mode: "sentinel", Addrs: addrs, MasterName: "main", TLS: &ClientTLS{}},
 		"cluster":      {Mode: "cluster", Addrs: addrs},
-		"cluster TLS":  {Mode: "cluster", Addrs: append(addrs, addrs...), TLS: &RedisTLSConfig{}},
+		"cluster TLS":  {Mode: "cluster", Addrs: append(addrs, addrs...), TLS: &ClientTLS{}},
 	} {
 		c.Timeout = 100 * time.Millisecond
 		store := openStore(t, c)
@@ -406,7 +406,7 @@ func TestRedisTopologyBlackHoleCostsTheTimeoutAtMost(t *testing.T) {
 }
 
 func TestTLSToRedisIsVerifiedAndModern(t *testing.T) {
-	for _, c := range []RedisConfig{{URL: "rediss://h"}, {Addrs: []string{"h:1"}, TLS: &RedisTLSConfig{ServerName: "n"}}} {
+	for _, c := range []RedisConfig{{URL: "rediss://h"}, {Addrs: []string{"h:1"}, TLS: &ClientTLS{ServerName: "n"}}} {
 		p := c.place(func(path, problem string) { t.Error(path, problem) })
 		if p.tls == nil || p.tls.MinVersion != tls.VersionTLS12 || p.tls.InsecureSkipVerify {
 			t.Errorf("%s: got %+v", fmt.Sprint(c.URL, c.Addrs), p.tls)

@@ -51,7 +51,7 @@ type RedisConfig struct {
 	SentinelPassword string `yaml:"sentinel_password"`
 	// TLS turns TLS on for all Addrs, sentinels included, and says how; beside
 	// URL it says how for rediss://. nil leaves it to URL.
-	TLS *RedisTLSConfig `yaml:"tls"`
+	TLS *ClientTLS `yaml:"tls"`
 	// Timeout bounds one decision, waiting for a connection and dialing
 	// included: 1ms to 10s, 0 for 50ms.
 	Timeout time.Duration `yaml:"timeout"`
@@ -283,7 +283,7 @@ func parseRedisURL(text string) (redisPlace, error) {
 	case "redis":
 		return p.tcp(u)
 	case "rediss":
-		p.tls = (&RedisTLSConfig{}).system()
+		p.tls = (&ClientTLS{}).system()
 		return p.tcp(u)
 	case "unix":
 		return p.unix(u)

@@ -267,7 +267,7 @@ func startTLS(t *testing.T, a *authority) (*node, RedisConfig) {
 	admin := redis.Options{TLSConfig: &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{pair}}}
 	n := startNode(t, admin, "--tls-cert-file", serverCert, "--tls-key-file", serverKey,
 		"--tls-ca-cert-file", a.file, "--tls-auth-clients", "yes")
-	return n, RedisConfig{Addrs: []string{n.addr()}, TLS: &RedisTLSConfig{CAFile: a.file, CertFile: cert, KeyFile: key}, Timeout: 5 * time.Second}
+	return n, RedisConfig{Addrs: []string{n.addr()}, TLS: &ClientTLS{CAFile: a.file, CertFile: cert, KeyFile: key}, Timeout: 5 * time.Second}
 }
 
 // openStore opens a store that ends with the test.

@@ -7,6 +7,10 @@ import (
 	"time"
 )
 
+// wireOverhead is what the framing of a chunked request body may cost besides
+// twice its size.
+const wireOverhead = 64 << 10
+
 var (
 	errBodyOverhead = &refusal{413, "the framing of the request body is larger than what it holds"}
 	errUnread       = errors.New("a request body was left unread")
@@ -37,7 +41,7 @@ func (b *requestBody) begin(length int64) {
 func (b *requestBody) reset() { *b = requestBody{conn: b.conn, err: io.EOF} }
 
 // Read reads the body without its framing; io.EOF is its proper end. An error
-// that is a *refusal or *badRequest says what the client did wrong.
+// that is a *refusal says what the client did wrong.
 func (b *requestBody) Read(p []byte) (int, error) {
 	for b.err == nil && len(p) > 0 {
 		if n := b.readSome(p); n > 0 {
@@ -94,7 +98,7 @@ func (b *requestBody) decode(raw []byte) int {
 	b.wire += int64(used)
 	switch {
 	case err != nil:
-		b.err = &badRequest{"the chunked request body is malformed"}
+		b.err = badRequest("the chunked request body is malformed")
 	case b.size > limits.BodyBytes:
 		b.err = tooLargeBody(limits)
 	case b.wire > 2*limits.BodyBytes+wireOverhead:

@@ -3,6 +3,8 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"strconv"
+	"sync"
 )
 
 // Bounds of what a chunked body may hold besides its data.
@@ -175,4 +177,56 @@ func (d *chunkDecoder) trailerByte(b byte) bool {
 	}
 	d.state = chunksDone
 	return b == '\n'
+}
+
+const lastChunk = "0\r\n\r\n"
+
+// appendChunk appends data as a chunk; nothing for no data, which would be the last one.
+func appendChunk(dst, data []byte) []byte {
+	if len(data) == 0 {
+		return dst
+	}
+	dst = append(appendChunkSize(dst, len(data)), data...)
+	return append(dst, "\r\n"...)
+}
+
+func appendChunkSize(dst []byte, n int) []byte {
+	return append(strconv.AppendUint(dst, uint64(n), 16), "\r\n"...)
+}
+
+// appendLastChunk ends a chunked body.
+func appendLastChunk(dst []byte, trailers []field) []byte {
+	dst = append(dst, "0\r\n"...)
+	for i := range trailers {
+		dst = appendRaw(dst, &trailers[i])
+	}
+	return append(dst, "\r\n"...)
+}
+
+// The parts of a piece, in bytes.
+const (
+	pieceFront = 10 // the size of a chunk, up to 8 digits, and its CRLF
+	pieceBytes = 32 << 10
+	pieceBack  = len("\r\n" + lastChunk)
+)
+
+// piece is what a body is copied through, with room to frame what is in it.
+type piece [pieceFront + pieceBytes + pieceBack]byte
+
+var pieces = sync.Pool{New: func() any { return new(piece) }}
+
+// room is where the data of a piece goes.
+func (p *piece) room() []byte { return p[pieceFront : pieceFront+pieceBytes] }
+
+// chunk makes a chunk of the first n bytes of room, in place; nothing for n of
+// 0, as appendChunk does. What is appended to it has room for lastChunk.
+func (p *piece) chunk(n int) []byte {
+	if n == 0 {
+		return p[pieceFront:pieceFront]
+	}
+	var digits [pieceFront]byte
+	size := appendChunkSize(digits[:0], n)
+	start := pieceFront - len(size)
+	copy(p[start:], size)
+	return append(p[start:pieceFront+n], "\r\n"...)
 }

@@ -82,8 +82,8 @@ type clientConn struct {
 
 var (
 	errInterrupted = errors.New("the wait for the client was interrupted")
-	errBareLF      = &badRequest{"a header line does not end in CRLF"}
-	errNoMethod    = &badRequest{"the request does not begin with a method"}
+	errBareLF      = badRequest("a header line does not end in CRLF")
+	errNoMethod    = badRequest("the request does not begin with a method")
 )
 
 // serve answers requests until the connection ends.

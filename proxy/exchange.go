@@ -13,7 +13,7 @@ import (
 )
 
 // exchange is one request and its answer, with all the memory they need; it is
-// reused. Nothing in it outlives the handler.
+// reused. Nothing in it outlives the answer.
 type exchange struct {
 	proxy    *Proxy
 	client   client
@@ -27,7 +27,7 @@ type exchange struct {
 
 	ids  []byte // memory of ask
 	out  []byte // what is sent next, to the upstream or to the client
-	body []byte // a small request body, or a piece of a response's
+	body []byte // of an answer of our own; then values of the log line
 	id   []byte // X-Request-Id
 	text []byte // before it is escaped as JSON
 	send outgoing
@@ -118,6 +118,7 @@ func (x *exchange) name() {
 var (
 	errExpectation = &refusal{fasthttp.StatusExpectationFailed, "the only expectation served is 100-continue"}
 	errConnect     = &refusal{fasthttp.StatusMethodNotAllowed, "CONNECT is not served"}
+	errUnreadable  = &refusal{fasthttp.StatusBadRequest, "the request can't be read"}
 )
 
 func (x *exchange) checkBody() error {
@@ -138,14 +139,15 @@ func (x *exchange) checkBody() error {
 }
 
 // refuse answers a request that a fault was found with, and ends the connection:
-// what follows on it can't be told from the rest of this request.
+// what follows on it can't be told from the rest of this request. Of an error that is
+// no refusal only the log says what it is.
 func (x *exchange) refuse(err error) bool {
-	status := fasthttp.StatusBadRequest
-	if r, ok := errors.AsType[*refusal](err); ok {
-		status = r.status
+	r, ok := errors.AsType[*refusal](err)
+	if !ok {
+		r = errUnreadable
 	}
 	x.abandon()
-	x.problem(status, err.Error(), err)
+	x.problem(r.status, r.detail, err)
 	return false
 }
 

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -12,13 +11,9 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// Sizes of bodies.
-const (
-	smallBodyBytes = 64 << 10 // up to here a request body is read before an upstream connection is taken
-	bodyPieceBytes = 32 << 10 // of a response body that is read at a time
-	chunkRoom      = 10       // for the size line before a piece: 8 hex digits and CRLF
-	wireOverhead   = 64 << 10 // what the framing of a chunked request body may cost besides twice its size
-)
+// smallBodyBytes is up to where a request body is read before an upstream
+// connection is taken.
+const smallBodyBytes = 64 << 10
 
 // forward sends the request to the route's upstream and its answer to the client.
 func (x *exchange) forward() {
@@ -175,7 +170,11 @@ func (x *exchange) relay() {
 	x.out = x.appendAnswerHead(x.out[:0], chunked)
 	head := len(x.out)
 	x.sent = int64(len(body))
-	x.out = appendPiece(x.out, body, chunked)
+	if chunked {
+		x.out = appendChunk(x.out, body)
+	} else {
+		x.out = append(x.out, body...)
+	}
 	if !whole {
 		x.stream(head, chunked)
 		return
@@ -185,23 +184,6 @@ func (x *exchange) relay() {
 	}
 	x.write(x.out, head)
 	x.client.trail(resp.trailers)
-}
-
-func appendPiece(dst, body []byte, chunked bool) []byte {
-	if !chunked || len(body) == 0 {
-		return append(dst, body...)
-	}
-	dst = append(strconv.AppendUint(dst, uint64(len(body)), 16), "\r\n"...)
-	return append(append(dst, body...), "\r\n"...)
-}
-
-// appendLastChunk ends a chunked body.
-func appendLastChunk(dst []byte, trailers []field) []byte {
-	dst = append(dst, "0\r\n"...)
-	for i := range trailers {
-		dst = appendRaw(dst, &trailers[i])
-	}
-	return append(dst, "\r\n"...)
 }
 
 // appendAnswerHead appends the head of the answer that resp holds.
@@ -260,33 +242,6 @@ func (x *exchange) interim(status int, reason []byte, fields []field) {
 	x.write(x.text, len(x.text))
 }
 
-// tunnel passes the upstream's 101 on, and from then on whatever either side
-// sends, until both have ended. The request was decided about before; what is
-// said inside is not.
-func (x *exchange) tunnel() {
-	u, c := x.request.route.upstream, x.client.(*clientConn) // HTTP/2 has no upgrades
-	client, ok := c.Conn.(halfConn)
-	if !ok || !x.resp.switchedTo(x.request.upgrade) {
-		x.upstreamProblem(&upstreamError{faultProtocol, errOtherProtocol})
-		return
-	}
-	x.status, x.closing = x.resp.status, true
-	x.out = x.appendAnswerHead(x.out[:0], false)
-	if !x.write(x.out, len(x.out)) {
-		return
-	}
-	up, early, err := x.resp.tunnel()
-	if err == nil {
-		defer up.Close()
-		err = client.SetDeadline(time.Time{})
-	}
-	if err != nil {
-		x.cause = err
-		return
-	}
-	_, x.sent, x.cause = tunnel(client, c.buf[c.read:c.end], up, early, u.idleTimeout)
-}
-
 // appendEnd ends a head.
 func (x *exchange) appendEnd(dst []byte) []byte {
 	x.closing = x.closing || x.proxy.draining.Load()
@@ -303,14 +258,16 @@ func (x *exchange) stream(head int, chunked bool) {
 	if !x.write(x.out, head) {
 		return
 	}
-	if cap(x.body) < chunkRoom+bodyPieceBytes+2 {
-		x.body = make([]byte, chunkRoom+bodyPieceBytes+2)
-	}
-	buf := x.body[:cap(x.body)]
+	buf := pieces.Get().(*piece)
+	defer pieces.Put(buf)
 	for {
-		n, err := x.resp.Read(buf[chunkRoom : chunkRoom+bodyPieceBytes])
+		n, err := x.resp.Read(buf.room())
 		x.sent += int64(n)
-		if n > 0 && !x.write(framed(buf, n, chunked), 0) {
+		data := buf.room()[:n]
+		if chunked {
+			data = buf.chunk(n)
+		}
+		if n > 0 && !x.write(data, 0) {
 			return
 		}
 		if err == io.EOF {
@@ -327,19 +284,6 @@ func (x *exchange) stream(head int, chunked bool) {
 	x.client.trail(x.resp.trailers)
 }
 
-// framed frames the n bytes that lie behind the chunkRoom of buf.
-func framed(buf []byte, n int, chunked bool) []byte {
-	data := buf[chunkRoom : chunkRoom+n]
-	if !chunked {
-		return data
-	}
-	var size [chunkRoom]byte
-	line := append(strconv.AppendUint(size[:0], uint64(n), 16), "\r\n"...)
-	start := chunkRoom - len(line)
-	copy(buf[start:], line)
-	return append(buf[start:chunkRoom+n], "\r\n"...)
-}
-
 // write sends to the client, head bytes of head and then body, and says whether
 // the client took it.
 func (x *exchange) write(p []byte, head int) bool {
@@ -349,43 +293,4 @@ func (x *exchange) write(p []byte, head int) bool {
 		return false
 	}
 	return true
-}
-
-// echo answers for an `echo:` upstream: the request as an upstream would get
-// it, as JSON.
-func (x *exchange) echo() {
-	var size int64
-	text := x.send.head
-	if x.send.body != nil {
-		n, err := io.Copy(io.Discard, x.send.body)
-		if err != nil {
-			x.refuseBody(err)
-			return
-		}
-		size = n
-	}
-	head, small, _ := bytes.Cut(text, []byte("\r\n\r\n"))
-	size += int64(len(small))
-	x.status = fasthttp.StatusOK
-	x.body = appendMirror(x.body[:0], head, small)
-	x.body = append(strconv.AppendInt(append(x.body, `,"body_bytes":`...), size, 10), "}\n"...)
-	x.answer("application/json", "")
-}
-
-// appendMirror appends a request as JSON, without the brace at the end.
-func appendMirror(dst, head, body []byte) []byte {
-	line, rest, _ := bytes.Cut(head, []byte("\r\n"))
-	method, line, _ := bytes.Cut(line, []byte{' '})
-	target, _, _ := bytes.Cut(line, []byte{' '})
-	dst = appendJSON(append(dst, `{"method":`...), method)
-	dst = appendJSON(append(dst, `,"target":`...), target)
-	dst = append(dst, `,"headers":[`...)
-	for len(rest) > 0 {
-		line, rest, _ = bytes.Cut(rest, []byte("\r\n"))
-		name, value, _ := bytes.Cut(line, []byte(": "))
-		dst = appendJSON(append(dst, '['), name)
-		dst = append(appendJSON(append(dst, ','), value), "],"...)
-	}
-	dst = append(bytes.TrimSuffix(dst, []byte{','}), ']')
-	return appendJSON(append(dst, `,"body":`...), body)
 }

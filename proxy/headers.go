@@ -51,26 +51,20 @@ func (n *nominations) has(name []byte) bool {
 		return false
 	}
 	for i := range n.fields {
-		if !equalFold(n.fields[i].name, "Connection") {
-			continue
-		}
-		for rest := n.fields[i].value; len(rest) > 0; {
-			var token []byte
-			token, rest, _ = bytes.Cut(rest, []byte{','})
-			if bytes.EqualFold(trimSpace(token), name) {
-				return true
-			}
+		if f := &n.fields[i]; equalFold(f.name, "Connection") && lists(f.value, name) {
+			return true
 		}
 	}
 	return false
 }
 
-// lists says whether a comma-separated list holds token.
-func lists(list []byte, token string) bool {
+// lists says whether a comma-separated list holds the token, whatever the case.
+// The token is ASCII: an item that only Unicode's folding takes for it is longer.
+func lists(list, token []byte) bool {
 	for len(list) > 0 {
-		var each []byte
-		each, list, _ = bytes.Cut(list, []byte{','})
-		if equalFold(trimSpace(each), token) {
+		var item []byte
+		item, list, _ = bytes.Cut(list, []byte{','})
+		if item = trimSpace(item); len(item) == len(token) && bytes.EqualFold(item, token) {
 			return true
 		}
 	}

@@ -118,7 +118,7 @@ func (x *exchange) price(cost *Template) error {
 	}
 	n, ok := parseCost(text[end:])
 	if !ok {
-		return &badRequest{"the cost of the request is no integer from 0 to 1000000000"}
+		return badRequest("the cost of the request is no integer from 0 to 1000000000")
 	}
 	x.ask.Cost = n
 	return nil

@@ -26,9 +26,9 @@ func (r *request) header(name string) ([]byte, error) {
 		}
 		switch {
 		case !equalFold(f.name, name):
-			return nil, &badRequest{"header field " + string(f.name) + " is " + name + " to some servers"}
+			return nil, badRequest("header field " + string(f.name) + " is " + name + " to some servers")
 		case seen:
-			return nil, &badRequest{"header field " + name + " is there more than once"}
+			return nil, badRequest("header field " + name + " is there more than once")
 		}
 		value, seen = f.value, true
 	}
@@ -41,7 +41,7 @@ func (r *request) header(name string) ([]byte, error) {
 // checkForwarded refuses r if Connection takes the field of that name away.
 func (r *request) checkForwarded(name string) error {
 	if dropped := nominatedBy(r.fields); dropped.some && dropped.has([]byte(name)) {
-		return &badRequest{"Connection names the header field " + name}
+		return badRequest("Connection names the header field " + name)
 	}
 	return nil
 }
@@ -66,7 +66,7 @@ func isAlphanumeric(c byte) bool {
 
 // parameter is the fault of a query parameter that a rule reads.
 func parameter(name, fault string) error {
-	return &badRequest{"query parameter " + name + " " + fault}
+	return badRequest("query parameter " + name + " " + fault)
 }
 
 // appendQuery appends the decoded value of the one parameter of that name.
@@ -179,7 +179,7 @@ func appendUnescaped(dst, s []byte) ([]byte, bool) {
 }
 
 // cookieFault is what is wrong about a cookie that a rule reads.
-func cookieFault(name, fault string) error { return &badRequest{"cookie " + name + " " + fault} }
+func cookieFault(name, fault string) error { return badRequest("cookie " + name + " " + fault) }
 
 // appendCookie appends the value of the one cookie of that name, without the
 // quotes around it and with its escapes decoded: servers differ in both, and

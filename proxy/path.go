@@ -47,12 +47,12 @@ func (as reading) splits(by reading) bool { return by == 0 || as&by != 0 }
 const maxPathParts = 64
 
 var (
-	errAmbiguousPath  = &badRequest{"the path can be read in several ways (encoded slashes or dots, empty or dot segments, parameters behind a semicolon) that match different routes"}
-	errLongAmbiguous  = &badRequest{"the path can be read in several ways and has more than 64 segments"}
-	errBackslash      = &badRequest{"the path holds a backslash"}
-	errPathEscape     = &badRequest{"the path holds a percent sign without two hex digits"}
-	errNUL            = &badRequest{"the path holds an encoded NUL"}
-	errBareParameters = &badRequest{"the path holds a segment that is empty or dots but for its parameters, as in /..;/"}
+	errAmbiguousPath  = badRequest("the path can be read in several ways (encoded slashes or dots, empty or dot segments, parameters behind a semicolon) that match different routes")
+	errLongAmbiguous  = badRequest("the path can be read in several ways and has more than 64 segments")
+	errBackslash      = badRequest("the path holds a backslash")
+	errPathEscape     = badRequest("the path holds a percent sign without two hex digits")
+	errNUL            = badRequest("the path holds an encoded NUL")
+	errBareParameters = badRequest("the path holds a segment that is empty or dots but for its parameters, as in /..;/")
 )
 
 // pathMarks are the bytes of a raw path that may make it ambiguous; a slash

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -179,5 +180,23 @@ func TestShadowDenialsAreLogged(t *testing.T) {
 	lines := rg.lines(t)
 	if lines[0]["shadow_denied"] != nil || lines[1]["shadow_denied"] != "next" || lines[1]["decision"] != "allow" {
 		t.Errorf("got %v", lines)
+	}
+}
+
+func TestUnknownFaultOfARequestIsForTheLogOnly(t *testing.T) {
+	rg := newRig(t, 10, okAnswer)
+	far, near := tcpPair(t)
+	c := &clientConn{Conn: near, socket: near, server: rg.p.server}
+	rg.p.serve(c, netip.MustParseAddr("127.0.0.1"), errors.New("open /etc/hush"))
+	_ = near.CloseWrite()
+	got, err := io.ReadAll(far)
+	if err != nil || !strings.HasPrefix(string(got), "HTTP/1.1 400 ") || !strings.Contains(string(got), "the request can't be read") {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if strings.Contains(string(got), "hush") {
+		t.Errorf("the client was told the cause: %q", got)
+	}
+	if log := rg.log.String(); !strings.Contains(log, "open /etc/hush") {
+		t.Errorf("the cause is not in the log: %s", log)
 	}
 }

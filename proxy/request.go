@@ -9,13 +9,8 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// badRequest is a fault of the client: what is wrong, in words for its author.
-type badRequest struct{ detail string }
-
-// Error is the detail that the 400 answer gives.
-func (e *badRequest) Error() string { return e.detail }
-
-// refusal is a fault of the client that has a status of its own.
+// refusal is a fault of the client: the status of the answer, and what is wrong,
+// in words for the client's author.
 type refusal struct {
 	status int
 	detail string
@@ -23,6 +18,8 @@ type refusal struct {
 
 // Error is the detail that the answer gives.
 func (e *refusal) Error() string { return e.detail }
+
+func badRequest(detail string) error { return &refusal{fasthttp.StatusBadRequest, detail} }
 
 func tooLargeHead(l *LimitsConfig) error {
 	return &refusal{fasthttp.StatusRequestHeaderFieldsTooLarge, fmt.Sprintf("the request head is larger than %d bytes", l.HeaderBytes)}
@@ -53,7 +50,7 @@ func tooLargeBody(l *LimitsConfig) error {
 }
 
 // request is what the rules see of a request: the client's bytes, cut into
-// pieces and checked, none of them changed. It is valid until the handler returns.
+// pieces and checked, none of them changed. It is valid until the exchange ends.
 type request struct {
 	method   []byte
 	target   []byte // as the client sent it, without the authority of an absolute-form
@@ -95,7 +92,7 @@ func (r *request) forget() {
 func (r *request) parseHead(head []byte, l *LimitsConfig) error {
 	end := bytes.IndexByte(head, '\n')
 	if end < 1 || head[end-1] != '\r' {
-		return &badRequest{"the request line does not end in CRLF"}
+		return badRequest("the request line does not end in CRLF")
 	}
 	target, err := r.parseLine(head[:end-1])
 	if err != nil {
@@ -122,7 +119,7 @@ func (r *request) parseLine(line []byte) (target []byte, err error) {
 	target, version, ok := bytes.Cut(rest, []byte{' '})
 	switch {
 	case !ok || !isToken(method):
-		return nil, &badRequest{"the request line is not a method, a target and HTTP/1.1"}
+		return nil, badRequest("the request line is not a method, a target and HTTP/1.1")
 	case string(method) == "CONNECT":
 		return nil, errConnect
 	case string(version) == "HTTP/1.1":
@@ -132,7 +129,7 @@ func (r *request) parseLine(line []byte) (target []byte, err error) {
 	case len(version) == len("HTTP/1.1") && string(version[:5]) == "HTTP/" && isDigit(version[5]) && version[6] == '.' && isDigit(version[7]):
 		return nil, &refusal{fasthttp.StatusHTTPVersionNotSupported, "only HTTP/1.1 and HTTP/1.0 are spoken here, and HTTP/2 over TLS"}
 	default:
-		return nil, &badRequest{"the request line does not end in HTTP/1.1"}
+		return nil, badRequest("the request line does not end in HTTP/1.1")
 	}
 	r.method = method
 	return target, nil
@@ -147,7 +144,7 @@ func (r *request) parseFields(raw []byte, l *LimitsConfig) error {
 	for len(raw) > 0 {
 		end := bytes.IndexByte(raw, '\n')
 		if end < 1 || raw[end-1] != '\r' {
-			return &badRequest{"a header line does not end in CRLF"}
+			return badRequest("a header line does not end in CRLF")
 		}
 		line := raw[:end-1]
 		raw = raw[end+1:]
@@ -156,11 +153,11 @@ func (r *request) parseFields(raw []byte, l *LimitsConfig) error {
 		}
 		colon := bytes.IndexByte(line, ':')
 		if colon < 1 || !isToken(line[:colon]) {
-			return &badRequest{"a header line has no proper field name"}
+			return badRequest("a header line has no proper field name")
 		}
 		value := trimSpace(line[colon+1:])
 		if !isFieldValue(value) {
-			return &badRequest{"a header field holds control characters"}
+			return badRequest("a header field holds control characters")
 		}
 		if len(r.fields) == l.HeaderFields {
 			return tooManyFields(l)
@@ -193,10 +190,10 @@ func (r *request) parseFraming() error {
 		}
 	}
 	if seen.lengths+seen.codings > 1 || seen.codings > 0 && r.version == 10 {
-		return &badRequest{"the length of the body is ambiguous"}
+		return badRequest("the length of the body is ambiguous")
 	}
 	if seen.hosts > 1 || seen.hosts == 0 && r.version == 11 {
-		return &badRequest{"there must be one Host field"}
+		return badRequest("there must be one Host field")
 	}
 	if seen.codings > 0 {
 		r.length = -1
@@ -215,24 +212,24 @@ func (r *request) parseFramer(f *field, seen *framers) error {
 		seen.lengths++
 		n, err := strconv.ParseUint(string(f.value), 10, 63)
 		if err != nil || f.value[0] == '+' {
-			return &badRequest{"Content-Length is no number"}
+			return badRequest("Content-Length is no number")
 		}
 		r.length = int64(n)
 	case equalFold(f.name, "Transfer-Encoding"):
 		seen.codings++
 		if !equalFold(f.value, "chunked") {
-			return &badRequest{"Transfer-Encoding other than chunked"}
+			return badRequest("Transfer-Encoding other than chunked")
 		}
 	case equalFold(f.name, "Connection"):
-		r.close = r.close || lists(f.value, "close")
+		r.close = r.close || lists(f.value, []byte("close"))
 		if seen.options += 1 + bytes.Count(f.value, []byte{','}); seen.options > maxConnectionOptions {
-			return &badRequest{"Connection lists more than 100 options"}
+			return badRequest("Connection lists more than 100 options")
 		}
 	case equalFold(f.name, "Trailer") && announcesFraming(f.value):
-		return &badRequest{"Trailer announces a field that frames the body"}
+		return badRequest("Trailer announces a field that frames the body")
 	case resembles(f.name, "Content-Length"), resembles(f.name, "Transfer-Encoding"):
 		// To CGI and WSGI servers this is another length.
-		return &badRequest{"a field that frames the body is spelled with another sign than a dash"}
+		return badRequest("a field that frames the body is spelled with another sign than a dash")
 	}
 	return nil
 }
@@ -240,7 +237,7 @@ func (r *request) parseFramer(f *field, seen *framers) error {
 // announcesFraming says whether Trailer lists what no trailer may be (RFC 9110
 // section 6.5.1). net/http refuses it too.
 func announcesFraming(list []byte) bool {
-	return lists(list, "Content-Length") || lists(list, "Transfer-Encoding") || lists(list, "Trailer")
+	return lists(list, []byte("Content-Length")) || lists(list, []byte("Transfer-Encoding")) || lists(list, []byte("Trailer"))
 }
 
 // parseTarget splits the target and takes the authority off an absolute-form,
@@ -248,7 +245,7 @@ func announcesFraming(list []byte) bool {
 func (r *request) parseTarget(target []byte) error {
 	for _, c := range target {
 		if c <= ' ' || c == 0x7f || c == '#' {
-			return &badRequest{"the request target holds a space, a control character or a fragment"}
+			return badRequest("the request target holds a space, a control character or a fragment")
 		}
 	}
 	if len(target) > 0 && target[0] != '/' {
@@ -258,7 +255,7 @@ func (r *request) parseTarget(target []byte) error {
 		}
 	}
 	if len(target) == 0 {
-		return &badRequest{"the request target is empty"}
+		return badRequest("the request target is empty")
 	}
 	r.target = target
 	r.path, r.query, _ = bytes.Cut(target, []byte{'?'})
@@ -274,7 +271,7 @@ func (r *request) parseAbsolute(target []byte) ([]byte, error) {
 		scheme = "https://"
 	}
 	if len(target) < len(scheme) || !equalFold(target[:len(scheme)], scheme) {
-		return nil, &badRequest{"the request target is neither a path nor a URL of this listener's scheme"}
+		return nil, badRequest("the request target is neither a path nor a URL of this listener's scheme")
 	}
 	rest := target[len(scheme):]
 	slash := bytes.IndexAny(rest, "/?")
@@ -283,10 +280,10 @@ func (r *request) parseAbsolute(target []byte) ([]byte, error) {
 		authority = rest[:slash]
 	}
 	if !equalFold(authority, string(r.hostport)) {
-		return nil, &badRequest{"the request target names another host than the Host field"}
+		return nil, badRequest("the request target names another host than the Host field")
 	}
 	if slash < 0 || rest[slash] != '/' {
-		return nil, &badRequest{"the request target has no path"}
+		return nil, badRequest("the request target has no path")
 	}
 	return rest[slash:], nil
 }
@@ -298,12 +295,12 @@ func (r *request) parseHost() error {
 		if r.version == 10 {
 			return nil
 		}
-		return &badRequest{"the Host field is empty"}
+		return badRequest("the Host field is empty")
 	}
 	name, ok := splitHost(r.hostport)
 	name = bytes.TrimSuffix(name, []byte(".")) // the same host, written as absolute
 	if !ok || len(name) == 0 || len(name) > maxHostBytes || name[0] == '.' || bytes.HasSuffix(name, []byte(".")) {
-		return &badRequest{"the Host field is no host with an optional port"}
+		return badRequest("the Host field is no host with an optional port")
 	}
 	start := len(r.scratch)
 	r.scratch = lowerFilter(append(r.scratch, name...), start)

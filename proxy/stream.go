@@ -46,9 +46,9 @@ func (s *stream) parse(r *request) error {
 	case s.r.Method == http.MethodConnect:
 		return errConnect
 	case !isToken(r.method):
-		return &badRequest{"the :method is no token"}
+		return badRequest("the :method is no token")
 	case s.r.TLS == nil:
-		return &badRequest{"the :scheme is not https, which is spoken here"}
+		return badRequest("the :scheme is not https, which is spoken here")
 	case len(target) > l.TargetBytes:
 		return tooLongTarget(l)
 	}
@@ -99,9 +99,9 @@ func (s *stream) copyHead(r *request, size int) (target []byte, err error) {
 			f := field{take(name), take(value)}
 			switch {
 			case !isToken(f.name):
-				return target, &badRequest{"a header field has no proper name"}
+				return target, badRequest("a header field has no proper name")
 			case !isFieldValue(f.value) || len(trimSpace(f.value)) < len(f.value):
-				return target, &badRequest{"a header field holds control characters, or begins or ends with a space"}
+				return target, badRequest("a header field holds control characters, or begins or ends with a space")
 			}
 			r.fields = append(r.fields, f)
 		}
@@ -117,7 +117,7 @@ func (s *stream) frame(r *request) error {
 	}
 	switch {
 	case r.framed && r.length != s.r.ContentLength:
-		return &badRequest{"there is no body of the length that Content-Length says"}
+		return badRequest("there is no body of the length that Content-Length says")
 	case s.r.ContentLength < 0:
 		r.length, r.framed = -1, true
 	}

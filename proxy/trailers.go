@@ -39,19 +39,7 @@ func (in *incoming) announces(name []byte, dropped *nominations) bool {
 		return false
 	}
 	for i := range in.fields {
-		if f := &in.fields[i]; equalFold(f.name, "Trailer") && listHas(f.value, name) {
-			return true
-		}
-	}
-	return false
-}
-
-// listHas says whether a comma-separated list has the token, whatever the case.
-func listHas(list, token []byte) bool {
-	for len(list) > 0 {
-		var item []byte
-		item, list, _ = bytes.Cut(list, []byte{','})
-		if bytes.EqualFold(trimSpace(item), token) {
+		if f := &in.fields[i]; equalFold(f.name, "Trailer") && lists(f.value, name) {
 			return true
 		}
 	}

@@ -113,11 +113,11 @@ func (t *tunnelState) copyAll(dst io.Writer, src io.Reader, early []byte) (writt
 	buf := pieces.Get().(*piece)
 	defer pieces.Put(buf)
 	var readErr error
-	for data := early; ; data = buf[:0] {
+	for data := early; ; data = nil {
 		if len(data) == 0 {
 			var n int
-			n, readErr = src.Read(buf[:pieceBytes])
-			data = buf[:n]
+			n, readErr = src.Read(buf.room())
+			data = buf.room()[:n]
 		}
 		if len(data) > 0 {
 			t.touch()

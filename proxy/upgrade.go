@@ -80,6 +80,33 @@ func (s *switchedConn) CloseWrite() error {
 	return half.CloseWrite()
 }
 
+// tunnel passes the upstream's 101 on, and from then on whatever either side
+// sends, until both have ended. The request was decided about before; what is
+// said inside is not.
+func (x *exchange) tunnel() {
+	u, c := x.request.route.upstream, x.client.(*clientConn) // HTTP/2 has no upgrades
+	client, ok := c.Conn.(halfConn)
+	if !ok || !x.resp.switchedTo(x.request.upgrade) {
+		x.upstreamProblem(&upstreamError{faultProtocol, errOtherProtocol})
+		return
+	}
+	x.status, x.closing = x.resp.status, true
+	x.out = x.appendAnswerHead(x.out[:0], false)
+	if !x.write(x.out, len(x.out)) {
+		return
+	}
+	up, early, err := x.resp.tunnel()
+	if err == nil {
+		defer up.Close()
+		err = client.SetDeadline(time.Time{})
+	}
+	if err != nil {
+		x.cause = err
+		return
+	}
+	_, x.sent, x.cause = tunnel(client, c.buf[c.read:c.end], up, early, u.idleTimeout)
+}
+
 // upgradeOf is the protocol that a request wants its connection to change to,
 // or nil: none, or one that we don't pass on (RFC 9110 section 7.8).
 //
@@ -97,7 +124,7 @@ func upgradeOf(r *request) []byte {
 			upgrades++
 			protocol = f.value
 		case equalFold(f.name, "Connection"):
-			asked = asked || lists(f.value, "upgrade")
+			asked = asked || lists(f.value, []byte("upgrade"))
 		}
 	}
 	if upgrades != 1 || !asked || r.version != 11 || r.length != 0 || !isProtocol(protocol) {

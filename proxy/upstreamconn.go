@@ -6,8 +6,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"strconv"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -240,28 +238,16 @@ func (c *upstreamConn) sendBody(out *outgoing) error {
 	return c.sendFixed(out.body, out.bodyLen)
 }
 
-// A piece is what a body is copied through.
-const (
-	pieceBytes = 32 << 10
-	pieceFront = 10 // room for the size of a chunk and its CRLF
-	pieceBack  = 7  // room for the CRLF after a chunk and the last chunk
-)
-
-const lastChunk = "0\r\n\r\n"
-
-type piece [pieceFront + pieceBytes + pieceBack]byte
-
-var pieces = sync.Pool{New: func() any { return new(piece) }}
-
 // sendFixed sends exactly length bytes of body.
 func (c *upstreamConn) sendFixed(body io.Reader, length int64) error {
 	buf := pieces.Get().(*piece)
 	defer pieces.Put(buf)
 	for length > 0 {
-		n, readErr := body.Read(buf[:min(length, pieceBytes)])
+		data := buf.room()[:min(length, pieceBytes)]
+		n, readErr := body.Read(data)
 		length -= int64(n)
 		if n > 0 {
-			if err := c.writeBody(buf[:n]); err != nil {
+			if err := c.writeBody(data[:n]); err != nil {
 				return err
 			}
 		}
@@ -282,12 +268,16 @@ func (c *upstreamConn) sendChunked(body io.Reader) error {
 	buf := pieces.Get().(*piece)
 	defer pieces.Put(buf)
 	for {
-		n, readErr := body.Read(buf[pieceFront : pieceFront+pieceBytes])
+		n, readErr := body.Read(buf.room())
 		if readErr != nil && readErr != io.EOF {
 			return clientFault(readErr)
 		}
-		if n > 0 || readErr == io.EOF {
-			if err := c.writeBody(buf.frame(n, readErr)); err != nil {
+		framed := buf.chunk(n)
+		if readErr == io.EOF {
+			framed = append(framed, lastChunk...)
+		}
+		if len(framed) > 0 {
+			if err := c.writeBody(framed); err != nil {
 				return err
 			}
 		}
@@ -295,23 +285,6 @@ func (c *upstreamConn) sendChunked(body io.Reader) error {
 			return nil
 		}
 	}
-}
-
-// frame makes a chunk of the n bytes of data, in place, followed by the last
-// chunk if end is io.EOF.
-func (b *piece) frame(n int, end error) []byte {
-	start, stop := pieceFront, pieceFront
-	if n > 0 {
-		var digits [pieceFront]byte
-		size := append(strconv.AppendInt(digits[:0], int64(n), 16), "\r\n"...)
-		start -= copy(b[pieceFront-len(size):], size)
-		stop += n
-		stop += copy(b[stop:], "\r\n")
-	}
-	if end == io.EOF {
-		stop += copy(b[stop:], lastChunk)
-	}
-	return b[start:stop]
 }
 
 func clientFault(err error) error {

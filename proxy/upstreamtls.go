@@ -19,7 +19,7 @@ func (u *upstream) secure(report func(key, problem string)) {
 	if c == nil {
 		c = &UpstreamTLSConfig{}
 	}
-	base := (*limiter.RedisTLSConfig)(c).Read(func(path, problem string) { report(".tls."+path, problem) })
+	base := (*limiter.ClientTLS)(c).Read(func(path, problem string) { report(".tls."+path, problem) })
 	base.NextProtos = []string{"http/1.1"}
 	for _, t := range u.targets {
 		if !t.secure {
