@@ -237,7 +237,10 @@ func setScalar(text string, v reflect.Value) error {
 	}
 	if v.Type() == reflect.TypeFor[time.Duration]() {
 		t, err := time.ParseDuration(text)
-		if err != nil || t < 0 {
+		if err == nil && t < 0 {
+			return fmt.Errorf("%q is negative; a duration is not, as in 500ms, 5s or 1m30s", text)
+		}
+		if err != nil {
 			return fmt.Errorf("%q is no duration; write a number and a unit, as in 500ms, 5s or 1m30s", text)
 		}
 		v.SetInt(int64(t))

@@ -46,7 +46,11 @@ func (p *program) health(h healthCheck, file string) int {
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		fmt.Fprintf(p.stderr, "health: %v; is r8limiter running there?\n", err)
+		hint := "is r8limiter running there?"
+		if strings.Contains(err.Error(), "certificate required") {
+			hint = "it asks for a certificate (admin.tls.client_ca_file): give -cert and -key"
+		}
+		fmt.Fprintf(p.stderr, "health: %v; %s\n", err, hint)
 		return exitFailure
 	}
 	defer resp.Body.Close()

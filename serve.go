@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -244,32 +245,49 @@ func (g *gateway) start() {
 
 // wait runs until a signal and drains; a second signal ends it at once.
 func (g *gateway) wait() int {
-	select {
-	case err := <-g.ended:
-		g.log.Error().AnErr("error", err).Msg("a listener ended by itself; stopping, so that whoever supervises us starts anew")
-		return exitFailure
-	case s := <-g.program.signals:
-		g.log.Info().Stringer("signal", s).Msg("draining")
-		if s != syscall.SIGTERM {
-			g.drainDelay = 0
+	for {
+		select {
+		case err := <-g.ended:
+			g.log.Error().AnErr("error", err).Msg("a listener ended by itself; stopping, so that whoever supervises us starts anew")
+			return exitFailure
+		case s := <-g.program.signals:
+			if s == syscall.SIGHUP {
+				g.log.Warn().Msg("a reload was asked for (SIGHUP), which is not served yet: the configuration stays as it is; restart to take in a changed file")
+				continue
+			}
+			g.log.Info().Stringer("signal", s).Msg("draining")
+			if s != syscall.SIGTERM {
+				g.drainDelay = 0
+			}
+			done := make(chan error, 1)
+			go func() { done <- g.drain() }()
+			return g.awaitDrain(done, s)
 		}
-		done := make(chan error, 1)
-		go func() { done <- g.drain() }()
-		return g.awaitDrain(done)
 	}
 }
 
-func (g *gateway) awaitDrain(done <-chan error) int {
-	select {
-	case err := <-done:
-		if err != nil {
-			g.log.Warn().Err(err).Msg("requests were still running when the time to drain was over")
+// repeatGrace is how soon the same signal again is the first one: a wrapper that
+// signals a process and then its group sends it twice.
+const repeatGrace = time.Second
+
+// awaitDrain waits for the drain that first began. Another signal ends it at once.
+func (g *gateway) awaitDrain(done <-chan error, first os.Signal) int {
+	began := time.Now()
+	for {
+		select {
+		case err := <-done:
+			if err != nil {
+				g.log.Warn().Err(err).Msg("requests were still running when the time to drain was over")
+			}
+			g.log.Info().Msg("stopped")
+			return exitFine
+		case s := <-g.program.signals:
+			if s == syscall.SIGHUP || s == first && time.Since(began) < repeatGrace {
+				continue
+			}
+			g.log.Warn().Stringer("signal", s).Msg("second signal: stopping at once")
+			return exitFailure
 		}
-		g.log.Info().Msg("stopped")
-		return exitFine
-	case s := <-g.program.signals:
-		g.log.Warn().Stringer("signal", s).Msg("second signal: stopping at once")
-		return exitFailure
 	}
 }
 

@@ -279,7 +279,12 @@ admin: {listen: "127.0.0.1:0"}
 	<-arrived
 	p.signal(t, syscall.SIGTERM)
 	p.awaitLog(t, `"draining"`)
-	p.signal(t, syscall.SIGTERM)
+	p.signal(t, syscall.SIGTERM) // some send it twice: to a process, and to its group
+	p.signal(t, syscall.SIGHUP)
+	if resp, body := ask(t, p.control+"/livez"); resp.StatusCode != 200 {
+		t.Errorf("after the same signal again: %d %s", resp.StatusCode, body)
+	}
+	p.signal(t, syscall.SIGINT)
 	if code, took := p.within(t, 10*time.Second); code != exitFailure {
 		t.Errorf("exit code %d after %v, want %d at once: %s", code, took, exitFailure, p.log.lines())
 	}

@@ -90,6 +90,9 @@ type UpstreamConfig struct {
 	TLS *UpstreamTLSConfig `yaml:"tls"`
 }
 
+// defaultCheckInterval is the default of health_check.interval.
+const defaultCheckInterval = 5 * time.Second
+
 // HealthCheckConfig is how each target of an upstream is checked: with a GET over
 // a connection of its own, to which 2xx and 3xx are good answers. What is zero takes
 // the default given here. Without checks a target is ejected after 3 connection
@@ -185,7 +188,7 @@ func (c UpstreamConfig) withDefaults() UpstreamConfig {
 	if c.HealthCheck != nil {
 		check := *c.HealthCheck
 		check.Path = cmp.Or(check.Path, "/healthz")
-		check.Interval = cmp.Or(check.Interval, 5*time.Second)
+		check.Interval = cmp.Or(check.Interval, defaultCheckInterval)
 		check.Timeout = cmp.Or(check.Timeout, time.Second)
 		check.UnhealthyAfter = cmp.Or(check.UnhealthyAfter, 3)
 		check.HealthyAfter = cmp.Or(check.HealthyAfter, 2)

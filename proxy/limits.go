@@ -62,16 +62,23 @@ func (l *LimitsConfig) tooThin(size int64, waited time.Duration) bool {
 func (l *LimitsConfig) validate(report func(key, problem string)) {
 	between := func(key string, got, least, most int64) {
 		if got < least || got > most {
-			report(key, fmt.Sprintf("must be from %d to %d", least, most))
+			report(key, fmt.Sprintf("is %d; must be from %d to %d", got, least, most))
 		}
 	}
 	between("header_bytes", int64(l.HeaderBytes), 1<<10, 1<<20)
 	between("header_fields", int64(l.HeaderFields), 1, 10_000)
-	between("target_bytes", int64(l.TargetBytes), 1, int64(max(l.HeaderBytes, 1)))
+	if l.HeaderBytes >= 1<<10 && l.TargetBytes > l.HeaderBytes {
+		report("target_bytes", fmt.Sprintf("is %d bytes; must be at most header_bytes (%d), which it is part of", l.TargetBytes, l.HeaderBytes))
+	} else {
+		between("target_bytes", int64(l.TargetBytes), 1, 1<<20)
+	}
 	between("body_bytes", l.BodyBytes, 0, 1<<50)
 	between("min_body_rate", int64(l.MinBodyRate), 0, 1<<30)
 	between("connections", int64(l.Connections), 0, 1<<30)
 	between("connections_per_client", int64(l.ConnectionsPerClient), 0, 1<<30)
+	if l.Connections > 0 && l.ConnectionsPerClient > l.Connections {
+		report("connections_per_client", fmt.Sprintf("is %d, and connections only %d: it would never be reached", l.ConnectionsPerClient, l.Connections))
+	}
 	between("streams", int64(l.Streams), 1, 10_000)
 	for _, each := range []struct {
 		key  string

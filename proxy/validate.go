@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"slices"
@@ -28,8 +29,11 @@ func (c *Config) Validate(capacity func(resource string) int64, report func(path
 	if c.DrainDelay < 0 {
 		report("drain_delay", "must not be negative")
 	}
-	if c.DrainTimeout < c.DrainDelay {
-		report("drain_timeout", "must be at least drain_delay, which is part of it")
+	if c.DrainTimeout <= c.DrainDelay && c.DrainTimeout != 0 || c.DrainTimeout < 0 {
+		report("drain_timeout", fmt.Sprintf("%v leaves requests in flight no time: drain_delay (%v) is part of it; write more, as 30s", c.DrainTimeout, c.DrainDelay))
+	}
+	if c.DrainTimeout == 0 && c.DrainDelay > 0 {
+		report("drain_timeout", "is 0 and drain_delay is not, which is part of it; write more, as 30s")
 	}
 	c.Limits.validate(func(key, problem string) { report("limits."+key, problem) })
 	if c.ProxyProtocol && len(c.TrustedProxies) == 0 {
@@ -109,6 +113,9 @@ func (c *HealthCheckConfig) validate(report func(key, problem string)) {
 	}
 	if c.Timeout != 0 && c.Timeout < time.Millisecond {
 		report(".timeout", "must be at least 1ms")
+	}
+	if interval := cmp.Or(c.Interval, defaultCheckInterval); c.Timeout > interval {
+		report(".timeout", fmt.Sprintf("is %v, longer than the interval (%v): the next check would be due before this one ended", c.Timeout, interval))
 	}
 	if c.UnhealthyAfter < 0 || c.UnhealthyAfter > 1000 {
 		report(".unhealthy_after", "must be from 1 to 1000")
