@@ -238,8 +238,9 @@ load() {
     send "https://$proxy/{v1/items/,open?,closed?}[1-4]"
     sleep 0.5
   done
-  # It is the upstream nonsense too: its clients leave.
-  ! send --max-time 0.2 "https://$proxy/nonsense" 2>/dev/null || fail "a Redis that stands still answers"
+  # It is the upstream nonsense too: its clients leave, which takes a moment to be noticed.
+  ! send --max-time 1 "https://$proxy/nonsense" 2>/dev/null || fail "a Redis that stands still answers"
+  until_ 10 "a client has left" counts 'r8limiter_problems_total{status="499"}'
   kill -CONT "$redis"
   until_ 10 "the gateway asks Redis again" calm
   send "https://$proxy/v1/items/[1-4]"
@@ -249,16 +250,26 @@ load() {
   send "https://$proxy/v1/items/[1-4]"
 }
 
-# crowd has clients refused: more uploads at a time than connections_per_client,
-# and one that speaks no TLS.
+# crowd has clients refused: one that speaks no TLS, and more uploads at a time than
+# connections_per_client; they go on until one was.
 crowd() {
-  local uploads=() pid
+  local uploads=() pid hold
+  ! send "http://$proxy/open" 2>/dev/null || fail "the listener with TLS answers HTTP"
+  mkfifo "$dir/upload"
+  exec {hold}<>"$dir/upload"
   for _ in {1..8}; do
-    sleep 2 | send -X POST -T - "https://$proxy/open" 2>/dev/null &
+    send --max-time 30 -X POST -T - "https://$proxy/open" <"$dir/upload" {hold}>&- 2>/dev/null &
     uploads+=($!)
   done
-  ! send "http://$proxy/open" 2>/dev/null || fail "the listener with TLS answers HTTP"
+  until_ 20 "a client has too many connections" counts 'r8limiter_connections_refused_total{listener="proxy",reason="connections_per_client"}'
+  exec {hold}>&-
   for pid in "${uploads[@]}"; do wait "$pid" || true; done
+}
+
+# counts SERIES: says whether that of the gateway on Redis is above 0.
+counts() {
+  curl -sS "http://$shared/metrics" >"$dir/counts.txt"
+  awk -v series="$1" '$1 == series && $2 > 0 {found = 1} END {exit !found}' "$dir/counts.txt"
 }
 
 # calm says whether the gateway on Redis neither is degraded nor owes anything.
