@@ -46,27 +46,24 @@ func (c *RedisTLSConfig) Read(report func(path, problem string)) *tls.Config {
 		}
 		config.RootCAs = roots
 	}
-	switch {
-	case c.CertFile != "" && c.KeyFile != "":
+	if c.CertFile != "" || c.KeyFile != "" {
 		c.readPair(config, report)
-	case c.CertFile != "":
-		report("key_file", "is missing: give the private key of cert_file, or leave both out")
-	case c.KeyFile != "":
-		report("cert_file", "is missing: give the certificate of key_file, or leave both out")
 	}
 	return config
 }
 
+// errMissing is of a file that has no name.
+func errMissing(what string) error {
+	return fmt.Errorf("is missing: give the %s, or leave both out", what)
+}
+
 // readPair adds the certificate to show.
 func (c *RedisTLSConfig) readPair(config *tls.Config, report func(path, problem string)) {
-	certificate, err := readPEM(c.CertFile)
-	if err == nil {
-		_, err = parseCertificates(c.CertFile, certificate)
-	}
+	certificate, err := c.readCertificate()
 	if err != nil {
 		report("cert_file", err.Error())
 	}
-	key, keyErr := readPEM(c.KeyFile)
+	key, keyErr := c.readKey()
 	if keyErr != nil {
 		report("key_file", keyErr.Error())
 	}
@@ -79,6 +76,24 @@ func (c *RedisTLSConfig) readPair(config *tls.Config, report func(path, problem 
 		return
 	}
 	config.Certificates = []tls.Certificate{pair}
+}
+
+func (c *RedisTLSConfig) readCertificate() ([]byte, error) {
+	if c.CertFile == "" {
+		return nil, errMissing("certificate of key_file")
+	}
+	data, err := readPEM(c.CertFile)
+	if err == nil {
+		_, err = parseCertificates(c.CertFile, data)
+	}
+	return data, err
+}
+
+func (c *RedisTLSConfig) readKey() ([]byte, error) {
+	if c.KeyFile == "" {
+		return nil, errMissing("private key of cert_file")
+	}
+	return readPEM(c.KeyFile)
 }
 
 // readAuthorities reads a PEM file of one certificate or more.
