@@ -171,11 +171,14 @@ func (d *decoder) pairs(n *yaml.Node, path string, f func(key, value *yaml.Node,
 	}
 }
 
+// structure decodes the keys of a struct. A field tagged zero:"unset", whose zero
+// stands for a default, can't be given as zero.
 func (d *decoder) structure(n *yaml.Node, path string, v reflect.Value) {
-	fields := map[string]reflect.Value{}
+	fields, unset := map[string]reflect.Value{}, map[string]bool{}
 	for i := range v.NumField() {
-		if name := v.Type().Field(i).Tag.Get("yaml"); name != "" {
-			fields[name] = v.Field(i)
+		tag := v.Type().Field(i).Tag
+		if name := tag.Get("yaml"); name != "" {
+			fields[name], unset[name] = v.Field(i), tag.Get("zero") == "unset"
 		}
 	}
 	d.pairs(n, path, func(key, value *yaml.Node, below string) {
@@ -185,7 +188,11 @@ func (d *decoder) structure(n *yaml.Node, path string, v reflect.Value) {
 			d.report(key, below, "is no known key; there are "+strings.Join(known, ", "))
 			return
 		}
+		before := len(d.problems)
 		d.value(value, below, field)
+		if unset[key.Value] && field.IsZero() && len(d.problems) == before {
+			d.report(value, below, "must not be 0; leave the key out to get the default")
+		}
 	})
 }
 
@@ -238,7 +245,7 @@ func setScalar(text string, v reflect.Value) error {
 	if v.Type() == reflect.TypeFor[time.Duration]() {
 		t, err := time.ParseDuration(text)
 		if err == nil && t < 0 {
-			return fmt.Errorf("%q is negative; a duration is not, as in 500ms, 5s or 1m30s", text)
+			return fmt.Errorf("%q must not be negative", text)
 		}
 		if err != nil {
 			return fmt.Errorf("%q is no duration; write a number and a unit, as in 500ms, 5s or 1m30s", text)

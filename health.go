@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/r8limiter/r8limiter/limiter"
@@ -21,10 +23,12 @@ type healthCheck struct {
 	pair pairFiles // of the certificate to show; empty names for none
 
 	insecure bool // its certificate may be any, for nothing secret is sent
+
+	asked atomic.Bool // the instance wanted a certificate to be shown
 }
 
 // health asks a running instance for /readyz.
-func (p *program) health(h healthCheck, file string) int {
+func (p *program) health(h *healthCheck, file string) int {
 	if h.url == "" {
 		c, problems := p.load(file)
 		if p.complain(file, problems) {
@@ -46,11 +50,7 @@ func (p *program) health(h healthCheck, file string) int {
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		hint := "is r8limiter running there?"
-		if strings.Contains(err.Error(), "certificate required") {
-			hint = "it asks for a certificate (admin.tls.client_ca_file): give -cert and -key"
-		}
-		fmt.Fprintf(p.stderr, "health: %v; %s\n", err, hint)
+		fmt.Fprintf(p.stderr, "health: %v; %s\n", err, h.advice())
 		return exitFailure
 	}
 	defer resp.Body.Close()
@@ -60,6 +60,17 @@ func (p *program) health(h healthCheck, file string) int {
 		return exitFailure
 	}
 	return exitFine
+}
+
+// advice is what to do where there was no answer.
+func (h *healthCheck) advice() string {
+	switch {
+	case h.asked.Load() && h.pair.cert == "":
+		return "it wants to see a certificate (admin.tls.client_ca_file): give -cert and -key"
+	case h.asked.Load():
+		return "it wants to see a certificate of the authorities in its admin.tls.client_ca_file: is that of -cert one?"
+	}
+	return "is r8limiter running there?"
 }
 
 // readyURL is where an instance with this configuration says whether it is ready.
@@ -84,17 +95,34 @@ func (h *healthCheck) client(to *url.URL) (*http.Client, error) {
 		}
 		config.RootCAs = roots
 	}
+	shown := new(tls.Certificate) // none
 	if h.pair.cert != "" || h.pair.key != "" {
-		pair, _, err := h.pair.read()
+		pair, err := h.readPair()
 		if err != nil {
-			return nil, fmt.Errorf("-cert, -key: %w", err)
+			return nil, err
 		}
-		config.Certificates = []tls.Certificate{*pair}
+		shown = pair
+	}
+	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		h.asked.Store(true)
+		return shown, nil
 	}
 	return &http.Client{
 		Transport:     &http.Transport{DisableKeepAlives: true, TLSClientConfig: config},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}, nil
+}
+
+// readPair reads the certificate to show; the error joins all that is wrong.
+func (h *healthCheck) readPair() (*tls.Certificate, error) {
+	if h.pair.cert == "" || h.pair.key == "" {
+		return nil, errors.New("-cert and -key go together: give both, or neither")
+	}
+	var all error
+	pair := h.pair.read(func(key, problem string) {
+		all = errors.Join(all, fmt.Errorf("-%s: %s", strings.TrimSuffix(key, "_file"), problem))
+	})
+	return pair, all
 }
 
 func isLoopbackHost(host string) bool {

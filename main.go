@@ -61,7 +61,7 @@ func (p *program) run() int {
 	flags := flag.NewFlagSet(command, flag.ContinueOnError)
 	flags.SetOutput(p.stderr)
 	flags.Usage = func() { fmt.Fprint(p.stderr, usage) }
-	config, h := "", healthCheck{}
+	config, h := "", &healthCheck{}
 	switch command {
 	case "serve", "check":
 		flags.StringVar(&config, "config", "", "configuration file")

@@ -41,6 +41,9 @@ func inheritedSockets(env func(string) (string, bool)) ([]socket, error) {
 		}
 	}
 	n, err := strconv.ParseUint(count, 10, 8)
+	if errors.Is(err, strconv.ErrRange) {
+		return nil, fmt.Errorf("LISTEN_FDS: %s are too many sockets; pass one for each listener, proxy and control", count)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("LISTEN_FDS: %q is no number of sockets", count)
 	}
@@ -70,7 +73,7 @@ func inheritSocket(descriptor int, name string) (net.Listener, error) {
 	defer f.Close()
 	listening, err := syscall.GetsockoptInt(descriptor, syscall.SOL_SOCKET, syscall.SO_ACCEPTCONN)
 	if err != nil {
-		return nil, fmt.Errorf("is no socket: %w", err)
+		return nil, fmt.Errorf("descriptor %d is no socket: %w; pass listening sockets alone, without a gap from descriptor %d on, as many as LISTEN_FDS says", descriptor, err, firstInherited)
 	}
 	if listening == 0 {
 		return nil, errors.New("does not listen; write ListenStream= and Accept=no in the socket unit")

@@ -97,11 +97,15 @@ func TestSocketsOfAnotherProcessAreLeftAlone(t *testing.T) {
 			t.Errorf("%v: got %v, %v", env, sockets, err)
 		}
 	}
-	for _, count := range []string{"x", "-1", "300"} {
+	for _, count := range []string{"x", "-1", "300", "999", "99999999999999999999"} {
 		_, err := inheritedSockets(func(name string) (string, bool) {
 			return map[string]string{"LISTEN_PID": own, "LISTEN_FDS": count}[name], true
 		})
-		if err == nil || !strings.Contains(err.Error(), "is no number of sockets") {
+		say := count + " are too many sockets"
+		if len(count) < 3 {
+			say = "is no number of sockets"
+		}
+		if err == nil || !strings.Contains(err.Error(), say) {
 			t.Errorf("LISTEN_FDS=%s: got %v", count, err)
 		}
 	}
@@ -126,7 +130,7 @@ func TestWhatDoesNotListenIsNotInherited(t *testing.T) {
 		file *os.File
 		say  string
 	}{
-		"a file":          {file, "is no socket"},
+		"a file":          {file, "pass listening sockets alone"},
 		"a connection":    {descriptor(t, client.(*net.TCPConn)), "does not listen"},
 		"a packet socket": {descriptor(t, packets.(*net.UDPConn)), "does not listen"},
 	} {

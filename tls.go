@@ -79,16 +79,12 @@ func (f *tlsFiles) read(old keyring, report func(path, problem string)) keyring 
 	k := keyring{pairs: make([]*tls.Certificate, len(f.pairs)), clients: old.clients, whole: true}
 	copy(k.pairs, old.pairs)
 	for i, p := range f.pairs {
-		if p.cert == "" || p.key == "" {
+		pair := p.read(func(key, problem string) { report(p.path+"."+key, problem) })
+		if pair == nil {
 			k.whole = false
 			continue
 		}
-		if pair, key, err := p.read(); err != nil {
-			k.whole = false
-			report(p.path+"."+key, err.Error())
-		} else {
-			k.pairs[i] = pair
-		}
+		k.pairs[i] = pair
 	}
 	if f.clientCA == "" {
 		return k
@@ -103,22 +99,42 @@ func (f *tlsFiles) read(old keyring, report func(path, problem string)) keyring 
 	return k
 }
 
-// read reads a certificate with its key; on failure it names the key of the
-// configuration that is to blame.
-func (p pairFiles) read() (pair *tls.Certificate, blame string, err error) {
-	certificate, _, err := limiter.ReadCertificates(p.cert)
-	if err != nil {
-		return nil, "cert_file", err
-	}
-	key, err := limiter.ReadSmallFile(p.key)
-	if err != nil {
-		return nil, "key_file", fmt.Errorf("can't be read: %w", err)
+// read reads a certificate with its key; nil if it can't. It reports what is wrong
+// with each of the files, by its key in the configuration; empty names it passes over.
+func (p pairFiles) read(report func(key, problem string)) *tls.Certificate {
+	certificate, soundCert := p.readCertificate(report)
+	key, soundKey := p.readKey(report)
+	if !soundCert || !soundKey {
+		return nil
 	}
 	both, err := tls.X509KeyPair(certificate, key)
 	if err != nil {
-		return nil, "key_file", fmt.Errorf("%s does not go with cert_file %s: %w; give its private key, in PEM without a pass phrase", p.key, p.cert, err)
+		report("key_file", fmt.Sprintf("%s does not go with cert_file %s: %v; give its private key, in PEM without a pass phrase", p.key, p.cert, err))
+		return nil
 	}
-	return &both, "", nil
+	return &both
+}
+
+func (p pairFiles) readCertificate(report func(key, problem string)) (data []byte, ok bool) {
+	if p.cert == "" {
+		return nil, false
+	}
+	data, _, err := limiter.ReadCertificates(p.cert)
+	if err != nil {
+		report("cert_file", err.Error())
+	}
+	return data, err == nil
+}
+
+func (p pairFiles) readKey(report func(key, problem string)) (data []byte, ok bool) {
+	if p.key == "" {
+		return nil, false
+	}
+	data, err := limiter.ReadSmallFile(p.key)
+	if err != nil {
+		report("key_file", "can't be read: "+err.Error())
+	}
+	return data, err == nil
 }
 
 // credentials keep what a listener shows as its files are now. A file that

@@ -718,10 +718,13 @@ func TestCheckNamesWhatIsWrongWithTLS(t *testing.T) {
 		"admin: {tls: {}}": {"admin.tls.cert_file: is missing", "admin.tls.key_file: is missing"},
 		"proxy: {tls: {}}": {"proxy.tls.certificates: is empty"},
 		"proxy: {tls: {certificates: [{cert_file: DIR/a.crt}]}}":         {"proxy.tls.certificates[0].key_file: is missing"},
+		"proxy: {tls: {certificates: [{cert_file: DIR/no.crt}]}}":        {"proxy.tls.certificates[0].key_file: is missing", "proxy.tls.certificates[0].cert_file: can't be read"},
+		"admin: {tls: {cert_file: DIR/no.crt, key_file: DIR/no.key}}":    {"admin.tls.cert_file: can't be read", "admin.tls.key_file: can't be read"},
+		"admin: {tls: {key_file: DIR/no.key}}":                           {"admin.tls.cert_file: is missing", "admin.tls.key_file: can't be read"},
 		"proxy: {tls: {min_version: 1.1}}":                               {`proxy.tls.min_version: "1.1" is neither "1.2" nor "1.3"`},
 		"proxy: {proxy_protocol: true}":                                  {"proxy.proxy_protocol: is true, but trusted_proxies is empty"},
 		"proxy: {proxy_protocol: true, trusted_proxies: [10.0.0.0/8]}":   nil,
-		"proxy: {tls: {certificates: [{cert_file: a, key_file: none}]}}": {"proxy.tls.certificates[0].cert_file: can't be read"},
+		"proxy: {tls: {certificates: [{cert_file: a, key_file: none}]}}": {"proxy.tls.certificates[0].cert_file: can't be read", "proxy.tls.certificates[0].key_file: can't be read"},
 		"admin: {tls: {cert_file: DIR/a.crt, key_file: DIR/a.key, client_ca_file: DIR/ca.crt, min_version: 3}}": {
 			"admin.tls.client_ca_file: DIR/ca.crt holds no certificate", `admin.tls.min_version: "3" is neither`,
 		},
@@ -748,7 +751,9 @@ func TestHealthAsksByTLS(t *testing.T) {
 	ca.pair(t, "localhost").save(t, dir, "c")
 	ca.pair(t, "ops").save(t, dir, "ops")
 	write(t, dir+"/ca.pem", ca.ca())
-	write(t, dir+"/other.pem", newAuthority(t).ca())
+	other := newAuthority(t)
+	write(t, dir+"/other.pem", other.ca())
+	other.pair(t, "ops").save(t, dir, "other")
 	plain := startControl(t, "{cert_file: "+dir+"/c.crt, key_file: "+dir+"/c.key}")
 	mutual := startControl(t, "{cert_file: "+dir+"/c.crt, key_file: "+dir+"/c.key, client_ca_file: "+dir+"/ca.pem}")
 	file := filepath.Join(dir, "config.yaml")
@@ -756,19 +761,23 @@ func TestHealthAsksByTLS(t *testing.T) {
 	for _, c := range []struct {
 		args []string
 		want int
+		say  string
 	}{
-		{[]string{"-url", plain.control + "/readyz"}, exitFine}, // by a loopback address
-		{[]string{"-config", file}, exitFine},
-		{[]string{"-url", plain.control + "/readyz", "-ca", dir + "/ca.pem"}, exitFine},
-		{[]string{"-url", plain.control + "/readyz", "-ca", dir + "/other.pem"}, exitFailure},
-		{[]string{"-url", plain.control + "/readyz", "-ca", dir + "/none.pem"}, exitUsage},
-		{[]string{"-url", plain.control + "/readyz", "-ca", dir + "/other.pem", "-insecure"}, exitFine},
-		{[]string{"-url", mutual.control + "/readyz"}, exitFailure},
-		{[]string{"-url", mutual.control + "/readyz", "-cert", dir + "/ops.crt", "-key", dir + "/ops.key"}, exitFine},
-		{[]string{"-url", mutual.control + "/readyz", "-cert", dir + "/ops.crt"}, exitUsage},
+		{[]string{"-url", plain.control + "/readyz"}, exitFine, ""}, // by a loopback address
+		{[]string{"-config", file}, exitFine, ""},
+		{[]string{"-url", plain.control + "/readyz", "-ca", dir + "/ca.pem"}, exitFine, ""},
+		{[]string{"-url", plain.control + "/readyz", "-ca", dir + "/other.pem"}, exitFailure, "is r8limiter running there?"},
+		{[]string{"-url", plain.control + "/readyz", "-ca", dir + "/none.pem"}, exitUsage, "-ca: can't be read"},
+		{[]string{"-url", plain.control + "/readyz", "-ca", dir + "/other.pem", "-insecure"}, exitFine, ""},
+		{[]string{"-url", mutual.control + "/readyz"}, exitFailure, "give -cert and -key"},
+		{[]string{"-url", mutual.control + "/readyz", "-cert", dir + "/other.crt", "-key", dir + "/other.key"}, exitFailure, "is that of -cert one?"},
+		{[]string{"-url", mutual.control + "/readyz", "-cert", dir + "/ops.crt", "-key", dir + "/ops.key"}, exitFine, ""},
+		{[]string{"-url", mutual.control + "/readyz", "-cert", dir + "/ops.crt"}, exitUsage, "give both, or neither"},
+		{[]string{"-url", mutual.control + "/readyz", "-cert", dir + "/no.crt", "-key", dir + "/no.key"}, exitUsage, "no.key: no such file"},
+		{[]string{"-url", mutual.control + "/readyz", "-cert", dir + "/no.crt", "-key", dir + "/no.key"}, exitUsage, "-cert: can't be read"},
 	} {
-		if code, stdout, stderr := command(append([]string{"health"}, c.args...)...); code != c.want {
-			t.Errorf("health %v: got %d %s%s, want %d", c.args, code, stdout, stderr, c.want)
+		if code, stdout, stderr := command(append([]string{"health"}, c.args...)...); code != c.want || !strings.Contains(stderr, c.say) {
+			t.Errorf("health %v: got %d %s%s, want %d %s", c.args, code, stdout, stderr, c.want, c.say)
 		}
 	}
 	plain.stop(t)

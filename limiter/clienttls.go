@@ -43,26 +43,26 @@ func (c *ClientTLS) Read(report func(path, problem string)) *tls.Config {
 		}
 		config.RootCAs = roots
 	}
-	switch {
-	case c.CertFile != "" && c.KeyFile != "":
+	if c.CertFile != "" || c.KeyFile != "" {
 		c.readPair(config, report)
-	case c.CertFile != "":
-		report("key_file", "is missing: give the private key of cert_file, or leave both out")
-	case c.KeyFile != "":
-		report("cert_file", "is missing: give the certificate of key_file, or leave both out")
 	}
 	return config
 }
 
+// errMissing is of a file that has no name.
+func errMissing(what string) error {
+	return fmt.Errorf("is missing: give the %s, or leave both out", what)
+}
+
 // readPair adds the certificate to show.
 func (c *ClientTLS) readPair(config *tls.Config, report func(path, problem string)) {
-	certificate, _, err := ReadCertificates(c.CertFile)
+	certificate, err := c.readCertificate()
 	if err != nil {
 		report("cert_file", err.Error())
 	}
-	key, keyErr := ReadSmallFile(c.KeyFile)
+	key, keyErr := c.readKey()
 	if keyErr != nil {
-		report("key_file", "can't be read: "+keyErr.Error())
+		report("key_file", keyErr.Error())
 	}
 	if err != nil || keyErr != nil {
 		return
@@ -73,6 +73,25 @@ func (c *ClientTLS) readPair(config *tls.Config, report func(path, problem strin
 		return
 	}
 	config.Certificates = []tls.Certificate{pair}
+}
+
+func (c *ClientTLS) readCertificate() ([]byte, error) {
+	if c.CertFile == "" {
+		return nil, errMissing("certificate of key_file")
+	}
+	data, _, err := ReadCertificates(c.CertFile)
+	return data, err
+}
+
+func (c *ClientTLS) readKey() ([]byte, error) {
+	if c.KeyFile == "" {
+		return nil, errMissing("private key of cert_file")
+	}
+	data, err := ReadSmallFile(c.KeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("can't be read: %w", err)
+	}
+	return data, nil
 }
 
 // ReadCertificates reads a PEM file of one certificate or more, for who shows them

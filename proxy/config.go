@@ -30,7 +30,7 @@ type Config struct {
 	// /readyz tells load balancers to look elsewhere.
 	DrainDelay time.Duration `yaml:"drain_delay"`
 	// DrainTimeout bounds the whole drain, DrainDelay included. What still runs
-	// then is cut off.
+	// then is cut off. It is longer than DrainDelay, or both are 0.
 	DrainTimeout time.Duration `yaml:"drain_timeout"`
 	// Limits bound what a client may take up.
 	Limits LimitsConfig `yaml:"limits"`
@@ -59,7 +59,7 @@ type CertificateConfig struct {
 }
 
 // UpstreamConfig is one named upstream. Durations and counts that are zero
-// take the default given here.
+// take the default given here; a file leaves them out for that.
 type UpstreamConfig struct {
 	// Targets are 1 to 64 servers that can all serve any request: http://host:port,
 	// https://host:port or unix:/path; or echo: (which mirrors the request as JSON) alone.
@@ -68,14 +68,14 @@ type UpstreamConfig struct {
 	// fewest requests in flight.
 	Balance string `yaml:"balance"`
 	// ConnectTimeout bounds connecting, TLS included; default 2s.
-	ConnectTimeout time.Duration `yaml:"connect_timeout"`
+	ConnectTimeout time.Duration `yaml:"connect_timeout" zero:"unset"`
 	// ResponseTimeout bounds the wait for the response head; default 30s.
-	ResponseTimeout time.Duration `yaml:"response_timeout"`
+	ResponseTimeout time.Duration `yaml:"response_timeout" zero:"unset"`
 	// IdleTimeout bounds the wait between two reads of a body; default 60s.
-	IdleTimeout time.Duration `yaml:"idle_timeout"`
+	IdleTimeout time.Duration `yaml:"idle_timeout" zero:"unset"`
 	// MaxConns is the number of connections to each target at most, and of
 	// requests that wait for one; default 1024.
-	MaxConns int `yaml:"max_conns"`
+	MaxConns int `yaml:"max_conns" zero:"unset"`
 	// QueueTimeout bounds the wait for one of MaxConns, first come first served;
 	// 0 means no waiting; nil is the default 100ms.
 	QueueTimeout *time.Duration `yaml:"queue_timeout"`
@@ -101,14 +101,15 @@ type HealthCheckConfig struct {
 	// Path is what is asked for; default /healthz.
 	Path string `yaml:"path"`
 	// Interval is the time between two checks, give or take a fifth; default 5s.
-	Interval time.Duration `yaml:"interval"`
-	// Timeout bounds one check; default 1s.
-	Timeout time.Duration `yaml:"timeout"`
+	Interval time.Duration `yaml:"interval" zero:"unset"`
+	// Timeout bounds one check, Interval at most; default 1s, or Interval where that
+	// is shorter.
+	Timeout time.Duration `yaml:"timeout" zero:"unset"`
 	// UnhealthyAfter is how many bad checks in a row eject a target, and how
 	// many connection faults of requests; default 3.
-	UnhealthyAfter int `yaml:"unhealthy_after"`
+	UnhealthyAfter int `yaml:"unhealthy_after" zero:"unset"`
 	// HealthyAfter is how many good checks in a row bring it back; default 2.
-	HealthyAfter int `yaml:"healthy_after"`
+	HealthyAfter int `yaml:"healthy_after" zero:"unset"`
 }
 
 // UpstreamTLSConfig is how TLS to targets is done: version 1.2 or later, and
@@ -188,8 +189,8 @@ func (c UpstreamConfig) withDefaults() UpstreamConfig {
 	if c.HealthCheck != nil {
 		check := *c.HealthCheck
 		check.Path = cmp.Or(check.Path, "/healthz")
-		check.Interval = cmp.Or(check.Interval, defaultCheckInterval)
-		check.Timeout = cmp.Or(check.Timeout, time.Second)
+		check.Interval = cmp.Or(check.Interval, 5*time.Second)
+		check.Timeout = cmp.Or(check.Timeout, min(time.Second, check.Interval))
 		check.UnhealthyAfter = cmp.Or(check.UnhealthyAfter, 3)
 		check.HealthyAfter = cmp.Or(check.HealthyAfter, 2)
 		c.HealthCheck = &check

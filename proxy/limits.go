@@ -60,35 +60,32 @@ func (l *LimitsConfig) tooThin(size int64, waited time.Duration) bool {
 }
 
 func (l *LimitsConfig) validate(report func(key, problem string)) {
-	between := func(key string, got, least, most int64) {
-		if got < least || got > most {
-			report(key, fmt.Sprintf("is %d; must be from %d to %d", got, least, most))
-		}
+	sound := true // header_bytes is
+	checkCount("header_bytes", int64(l.HeaderBytes), 1<<10, 1<<20, " bytes", func(key, problem string) {
+		sound = false
+		report(key, problem)
+	})
+	checkCount("header_fields", int64(l.HeaderFields), 1, 10_000, " fields", report)
+	switch {
+	case l.TargetBytes < 1:
+		report("target_bytes", fmt.Sprintf("is %d bytes; must be at least 1", l.TargetBytes))
+	case sound && l.TargetBytes > l.HeaderBytes:
+		report("target_bytes", fmt.Sprintf("is %d bytes; must be at most header_bytes (%d), for the target is part of the head", l.TargetBytes, l.HeaderBytes))
 	}
-	between("header_bytes", int64(l.HeaderBytes), 1<<10, 1<<20)
-	between("header_fields", int64(l.HeaderFields), 1, 10_000)
-	if l.HeaderBytes >= 1<<10 && l.TargetBytes > l.HeaderBytes {
-		report("target_bytes", fmt.Sprintf("is %d bytes; must be at most header_bytes (%d), which it is part of", l.TargetBytes, l.HeaderBytes))
-	} else {
-		between("target_bytes", int64(l.TargetBytes), 1, 1<<20)
-	}
-	between("body_bytes", l.BodyBytes, 0, 1<<50)
-	between("min_body_rate", int64(l.MinBodyRate), 0, 1<<30)
-	between("connections", int64(l.Connections), 0, 1<<30)
-	between("connections_per_client", int64(l.ConnectionsPerClient), 0, 1<<30)
+	checkCount("body_bytes", l.BodyBytes, 0, 1<<50, " bytes", report)
+	checkCount("min_body_rate", int64(l.MinBodyRate), 0, 1<<30, " bytes a second", report)
+	l.validateConnections(report)
+	checkWait("header_timeout", l.HeaderTimeout, time.Millisecond, report)
+	checkWait("body_timeout", l.BodyTimeout, time.Millisecond, report)
+	checkWait("write_timeout", l.WriteTimeout, time.Millisecond, report)
+	checkWait("keep_alive_timeout", l.KeepAliveTimeout, time.Millisecond, report)
+}
+
+func (l *LimitsConfig) validateConnections(report func(key, problem string)) {
+	checkCount("connections", int64(l.Connections), 0, 1<<30, "", report)
+	checkCount("connections_per_client", int64(l.ConnectionsPerClient), 0, 1<<30, "", report)
 	if l.Connections > 0 && l.ConnectionsPerClient > l.Connections {
-		report("connections_per_client", fmt.Sprintf("is %d, and connections only %d: it would never be reached", l.ConnectionsPerClient, l.Connections))
+		report("connections_per_client", fmt.Sprintf("is %d; must be at most connections (%d), which bounds all clients together", l.ConnectionsPerClient, l.Connections))
 	}
-	between("streams", int64(l.Streams), 1, 10_000)
-	for _, each := range []struct {
-		key  string
-		wait time.Duration
-	}{
-		{"header_timeout", l.HeaderTimeout}, {"body_timeout", l.BodyTimeout},
-		{"write_timeout", l.WriteTimeout}, {"keep_alive_timeout", l.KeepAliveTimeout},
-	} {
-		if each.wait < time.Millisecond {
-			report(each.key, "must be at least 1ms")
-		}
-	}
+	checkCount("streams", int64(l.Streams), 1, 10_000, " streams", report)
 }

@@ -1,9 +1,9 @@
 package proxy
 
 import (
-	"cmp"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,15 +26,7 @@ func (c *Config) Validate(capacity func(resource string) int64, report func(path
 	if c.IPv6Prefix < 1 || c.IPv6Prefix > 128 {
 		report("ipv6_prefix", "must be from 1 to 128 bits; 64 is one site")
 	}
-	if c.DrainDelay < 0 {
-		report("drain_delay", "must not be negative")
-	}
-	if c.DrainTimeout <= c.DrainDelay && c.DrainTimeout != 0 || c.DrainTimeout < 0 {
-		report("drain_timeout", fmt.Sprintf("%v leaves requests in flight no time: drain_delay (%v) is part of it; write more, as 30s", c.DrainTimeout, c.DrainDelay))
-	}
-	if c.DrainTimeout == 0 && c.DrainDelay > 0 {
-		report("drain_timeout", "is 0 and drain_delay is not, which is part of it; write more, as 30s")
-	}
+	c.validateDrain(report)
 	c.Limits.validate(func(key, problem string) { report("limits."+key, problem) })
 	if c.ProxyProtocol && len(c.TrustedProxies) == 0 {
 		report("proxy_protocol", "is true, but trusted_proxies is empty: list there who may connect and say for whom")
@@ -43,7 +35,9 @@ func (c *Config) Validate(capacity func(resource string) int64, report func(path
 		c.TLS.validate(func(key, problem string) { report("tls."+key, problem) })
 	}
 	for name, u := range c.Upstreams {
-		u.validate(name, func(key, problem string) { report("upstreams."+name+key, problem) })
+		at := func(key, problem string) { report("upstreams."+name+key, problem) }
+		u.validate(name, at)
+		c.validateNoLoop(u.Targets, at)
 	}
 	names := map[string]bool{}
 	for i := range c.Routes {
@@ -56,6 +50,79 @@ func (c *Config) Validate(capacity func(resource string) int64, report func(path
 		c.validateRoute(rt, at)
 		rt.validateCost(capacity, at)
 	}
+}
+
+// longestWait is the largest time-out that the file may name: more is a slip.
+const longestWait = 24 * time.Hour
+
+// checkWait reports a wait, 0 or not, that is below least or above longestWait.
+func checkWait(key string, got, least time.Duration, report func(key, problem string)) {
+	if got < least || got > longestWait {
+		report(key, fmt.Sprintf("is %v; must be from %v to 24h", got, least))
+	}
+}
+
+// checkCount reports a number that is below least or above most; unit is what it
+// counts, with a space before it, or "".
+func checkCount(key string, got, least, most int64, unit string, report func(key, problem string)) {
+	if got < least || got > most {
+		report(key, fmt.Sprintf("is %d%s; must be from %d to %d", got, unit, least, most))
+	}
+}
+
+// validateDrain checks that a drain leaves time for what is in flight, or that
+// there is none at all.
+func (c *Config) validateDrain(report func(key, problem string)) {
+	checkWait("drain_delay", c.DrainDelay, 0, report)
+	checkWait("drain_timeout", c.DrainTimeout, 0, report)
+	if c.DrainTimeout > c.DrainDelay || c.DrainTimeout == 0 && c.DrainDelay == 0 || c.DrainDelay > longestWait {
+		return
+	}
+	report("drain_timeout", fmt.Sprintf("is %v, and drain_delay (%v) is part of it: requests in flight would be cut; write more than drain_delay, as in %v, or 0s for both",
+		c.DrainTimeout, c.DrainDelay, c.DrainDelay+25*time.Second))
+}
+
+// validateNoLoop checks that no target is this very listener.
+func (c *Config) validateNoLoop(targets []string, report func(key, problem string)) {
+	host, port, err := net.SplitHostPort(c.Listen)
+	if err != nil || port == "0" {
+		return
+	}
+	for i, text := range targets {
+		t, err := newTarget(nil, text, i)
+		if err != nil || t.network != "tcp" {
+			continue // the upstream's own validation says what is wrong
+		}
+		to, toPort, _ := net.SplitHostPort(t.address)
+		if port == toPort && leadsTo(to, host) {
+			report(fmt.Sprintf(".targets[%d]", i), fmt.Sprintf("%q is the proxy listener itself (proxy.listen is %q): requests would go round for ever; write the address of the server behind", text, c.Listen))
+		}
+	}
+}
+
+// leadsTo says whether a connection to host ends at a listener on the host listen.
+// It asks no DNS, and knows no other addresses of this machine than the loopback ones.
+func leadsTo(host, listen string) bool {
+	if strings.EqualFold(host, listen) {
+		return true
+	}
+	to, toHere := localAddr(host)
+	at, atHere := localAddr(listen)
+	return toHere && atHere && (to.IsUnspecified() || at.IsUnspecified() || strings.EqualFold(host, "localhost") || strings.EqualFold(listen, "localhost"))
+}
+
+// localAddr says whether host is an address of this machine wherever that is:
+// loopback, or all of its addresses, which "" stands for too.
+func localAddr(host string) (addr netip.Addr, ok bool) {
+	switch {
+	case host == "":
+		return netip.IPv6Unspecified(), true
+	case strings.EqualFold(host, "localhost"):
+		return netip.IPv6Loopback(), true
+	}
+	addr, err := netip.ParseAddr(host)
+	addr = addr.Unmap()
+	return addr, err == nil && (addr.IsLoopback() || addr.IsUnspecified())
 }
 
 // validate looks at the texts alone; whoever reads the files reports those.
@@ -76,28 +143,27 @@ func (c *TLSConfig) validate(report func(key, problem string)) {
 	}
 }
 
+// maxMaxConns is more connections than one address pair has ports for.
+const maxMaxConns = 1_000_000
+
 func (c *UpstreamConfig) validate(name string, report func(key, problem string)) {
 	if !isName(name) {
 		report("", fmt.Sprintf("name %q: use 1 to 64 letters, digits, dots, dashes and underscores", name))
 	}
 	buildUpstream(c.options(name), report)
-	if c.Balance != "" && c.Balance != roundRobin && c.Balance != leastConn {
+	with := c.withDefaults()
+	c = &with // what the decoder was given as zero it has reported
+	if c.Balance != roundRobin && c.Balance != leastConn {
 		report(".balance", fmt.Sprintf("%q is none of %s, %s", c.Balance, roundRobin, leastConn))
 	}
 	for key, d := range map[string]time.Duration{".connect_timeout": c.ConnectTimeout, ".response_timeout": c.ResponseTimeout, ".idle_timeout": c.IdleTimeout} {
-		if d < 0 || d > 0 && d < time.Millisecond {
-			report(key, "must be at least 1ms")
-		}
+		checkWait(key, d, time.Millisecond, report)
 	}
-	if c.MaxConns < 0 {
-		report(".max_conns", "must be at least 1")
+	checkCount(".max_conns", int64(c.MaxConns), 1, maxMaxConns, " connections", report)
+	if q := *c.QueueTimeout; q < 0 || q > time.Minute {
+		report(".queue_timeout", fmt.Sprintf("is %v; must be from 0s, for no waiting, to 1m", q))
 	}
-	if q := c.QueueTimeout; q != nil && (*q < 0 || *q > time.Minute) {
-		report(".queue_timeout", "must be from 0s, for no waiting, to 1m")
-	}
-	if n := c.Retries; n != nil && (*n < 0 || *n > 10) {
-		report(".retries", "must be from 0 to 10")
-	}
+	checkCount(".retries", int64(*c.Retries), 0, 10, "", report)
 	if c.HealthCheck != nil {
 		c.HealthCheck.validate(func(key, problem string) { report(".health_check"+key, problem) })
 	}
@@ -108,21 +174,13 @@ func (c *HealthCheckConfig) validate(report func(key, problem string)) {
 	if c.Path != "" && (c.Path[0] != '/' || strings.ContainsFunc(c.Path, isOdd)) {
 		report(".path", fmt.Sprintf("%q is no path; write it as it is sent, as in /healthz or /status?full=1", c.Path))
 	}
-	if c.Interval != 0 && c.Interval < 100*time.Millisecond {
-		report(".interval", "must be at least 100ms")
+	checkWait(".interval", c.Interval, 100*time.Millisecond, report)
+	checkWait(".timeout", c.Timeout, time.Millisecond, report)
+	if c.Interval >= 100*time.Millisecond && c.Timeout > c.Interval && c.Timeout <= longestWait {
+		report(".timeout", fmt.Sprintf("is %v, longer than interval (%v): a check would last into the next; write at most interval", c.Timeout, c.Interval))
 	}
-	if c.Timeout != 0 && c.Timeout < time.Millisecond {
-		report(".timeout", "must be at least 1ms")
-	}
-	if interval := cmp.Or(c.Interval, defaultCheckInterval); c.Timeout > interval {
-		report(".timeout", fmt.Sprintf("is %v, longer than the interval (%v): the next check would be due before this one ended", c.Timeout, interval))
-	}
-	if c.UnhealthyAfter < 0 || c.UnhealthyAfter > 1000 {
-		report(".unhealthy_after", "must be from 1 to 1000")
-	}
-	if c.HealthyAfter < 0 || c.HealthyAfter > 1000 {
-		report(".healthy_after", "must be from 1 to 1000")
-	}
+	checkCount(".unhealthy_after", int64(c.UnhealthyAfter), 1, 1000, " checks", report)
+	checkCount(".healthy_after", int64(c.HealthyAfter), 1, 1000, " checks", report)
 }
 
 func (c *Config) validateRoute(rt *RouteConfig, report func(key, problem string)) {
