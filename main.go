@@ -43,7 +43,7 @@ type program struct {
 }
 
 func main() {
-	signals := make(chan os.Signal, 2)
+	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	p := &program{
 		args: os.Args[1:], stdout: os.Stdout, stderr: os.Stderr, env: os.LookupEnv,
