@@ -130,29 +130,34 @@ func blackHole(t *testing.T) string {
 	}
 }
 
+// upstreamFault is a way in which an upstream can fail.
+type upstreamFault struct {
+	name     string
+	script   func(p *peer)
+	target   string // in place of the script's
+	status   string // of the answer
+	kind     fault
+	slow     bool // it takes faultTime
+	attempts int
+}
+
+// dripped sends the bytes of a head one by one, too slowly.
+func dripped(p *peer) {
+	p.take()
+	for i := range len(okAnswer) {
+		select {
+		case <-p.server.stopped:
+			return
+		case <-time.After(faultTime / 4):
+			p.send(okAnswer[i : i+1])
+		}
+	}
+}
+
 // Every fault of an upstream costs one attempt and the time that is configured,
 // gets the status that says what it was, and touches no other upstream.
 func TestFaultsOfAnUpstreamEndInTimeAndAlone(t *testing.T) {
-	dripped := func(p *peer) {
-		p.take()
-		for i := range len(okAnswer) {
-			select {
-			case <-p.server.stopped:
-				return
-			case <-time.After(faultTime / 4):
-				p.send(okAnswer[i : i+1])
-			}
-		}
-	}
-	tests := []struct {
-		name     string
-		script   func(p *peer)
-		target   string // in place of the script's
-		status   string // of the answer
-		kind     fault
-		slow     bool // it takes faultTime
-		attempts int
-	}{
+	for _, each := range []upstreamFault{
 		{name: "refused", target: deadTarget(t), status: "502", kind: faultConnect},
 		{name: "black hole", target: "http://" + blackHole(t), status: "504", kind: faultTimeout, slow: true},
 		{name: "never answers", script: func(p *peer) { p.take(); p.ended() }, status: "504", kind: faultTimeout, slow: true, attempts: 1},
@@ -163,49 +168,55 @@ func TestFaultsOfAnUpstreamEndInTimeAndAlone(t *testing.T) {
 		{name: "closes amid the body", script: func(p *peer) { p.take(); p.send(okAnswer[:len(okAnswer)-1]) }, status: "200", kind: faultClosed, attempts: 1},
 		{name: "speaks TLS", script: func(p *peer) { p.take(); p.send("\x15\x03\x01\x00\x02\x02\x46"); p.ended() }, status: "502", kind: faultProtocol, attempts: 1},
 		{name: "speaks HTTP/2", script: func(p *peer) { p.take(); p.send("\x00\x00\x12\x04\x00\x00\x00\x00\x00"); p.ended() }, status: "502", kind: faultProtocol, attempts: 1},
+	} {
+		t.Run(each.name, each.try)
 	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			script := tt.script
-			if script == nil {
-				script = always(okAnswer)
-			}
-			rg, api, _ := pairRig(t, script, func(c *Config) {
-				if tt.target != "" {
-					u := c.Upstreams["api"]
-					u.Targets = []string{tt.target}
-					c.Upstreams["api"] = u
-				}
-			})
-			stop := rg.keepAsking(t)
-			c := rg.dial(t)
-			start := time.Now()
-			c.send(plainGet)
-			if got := c.head(); got[9:12] != tt.status {
-				t.Errorf("got %q, want %s", got, tt.status)
-			}
-			if tt.status == "200" { // a part of an answer ends with the connection
-				if rest := c.ended(); rest != "h" {
-					t.Errorf("got the body %q, want its half", rest)
-				}
-			}
-			took, most := time.Since(start), faultSlack
-			if tt.slow {
-				most += faultTime
-				if took < faultTime*9/10 {
-					t.Errorf("it took %v, want %v", took, faultTime)
-				}
-			}
-			if took > most {
-				t.Errorf("it took %v, want %v at most", took, most)
-			}
-			t.Logf("took %v; the good route meanwhile: %s", took, spread(stop()))
-			if got := len(api.recorded()); got != tt.attempts {
-				t.Errorf("the upstream got %d requests, want %d", got, tt.attempts)
-			}
-			eventually(t, "the fault is counted, and no other", func() bool { return rg.faults(tt.kind) == 1 })
-			eventually(t, "no connection is left", func() bool { return rg.p.upstreams["api"].openConns() == 0 })
-		})
+}
+
+func (f *upstreamFault) try(t *testing.T) {
+	script := f.script
+	if script == nil {
+		script = always(okAnswer)
+	}
+	rg, api, _ := pairRig(t, script, func(c *Config) {
+		if f.target != "" {
+			u := c.Upstreams["api"]
+			u.Targets = []string{f.target}
+			c.Upstreams["api"] = u
+		}
+	})
+	stop := rg.keepAsking(t)
+	start := time.Now()
+	f.ask(t, rg)
+	took := time.Since(start)
+	t.Logf("took %v; the good route meanwhile: %s", took, spread(stop()))
+	least, most := time.Duration(0), faultSlack
+	if f.slow {
+		least, most = faultTime*9/10, faultTime+faultSlack
+	}
+	if took < least || took > most {
+		t.Errorf("it took %v, want %v to %v", took, least, most)
+	}
+	if got := len(api.recorded()); got != f.attempts {
+		t.Errorf("the upstream got %d requests, want %d", got, f.attempts)
+	}
+	eventually(t, "the fault is counted, and no other", func() bool { return rg.faults(f.kind) == 1 })
+	eventually(t, "no connection is left", func() bool { return rg.p.upstreams["api"].openConns() == 0 })
+}
+
+// ask makes a request and reads its answer to the end.
+func (f *upstreamFault) ask(t *testing.T, rg *rig) {
+	t.Helper()
+	c := rg.dial(t)
+	c.send(plainGet)
+	if got := c.head(); got[9:12] != f.status {
+		t.Errorf("got %q, want %s", got, f.status)
+	}
+	if f.status != "200" {
+		return
+	}
+	if rest := c.ended(); rest != "h" { // a part of an answer ends with the connection
+		t.Errorf("got the body %q, want its half", rest)
 	}
 }
 

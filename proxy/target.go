@@ -125,7 +125,7 @@ func (t *target) ask(out *outgoing, in *incoming, from supply) (again, error) {
 			in.unsent()
 		}
 	}()
-	err = t.converse(c, out, in)
+	err = t.speak(c, out, in)
 	spoken = true
 	if err != nil {
 		more := c.again(out, err)
@@ -137,8 +137,8 @@ func (t *target) ask(out *outgoing, in *incoming, from supply) (again, error) {
 	return never, nil
 }
 
-// converse is converse, which the client's departure ends.
-func (t *target) converse(c *upstreamConn, out *outgoing, in *incoming) error {
+// speak converses over c until the client leaves.
+func (t *target) speak(c *upstreamConn, out *outgoing, in *incoming) error {
 	if why := out.departure.begin(c.Conn); why != nil {
 		return &upstreamError{faultClient, why}
 	}
