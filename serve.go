@@ -31,6 +31,7 @@ type gateway struct {
 	admin *admin.Server
 
 	proxyListener, adminListener net.Listener
+	inherited                    []string // the names of those that others have bound
 	// What the listeners show where they speak TLS; nil where they don't.
 	proxyTLS, adminTLS *credentials
 
@@ -180,6 +181,9 @@ func (g *gateway) listen(c *Config) error {
 	}
 	err = seat(sockets, places)
 	for _, p := range places {
+		if p.listener != nil {
+			g.inherited = append(g.inherited, p.name)
+		}
 		if err == nil {
 			err = p.bind()
 		}
@@ -209,14 +213,33 @@ func (g *gateway) greet(c *Config, file string) {
 			g.log.Warn().Err(err).Msg("Redis does not decide: until it does, on_store_error does. Check limiter.redis and the server")
 		}
 	}
-	if c.Admin.Token == "" && !isLoopback(g.adminListener.Addr()) {
+	if c.Admin.Token == "" && isOpen(g.adminListener.Addr()) {
 		g.log.Warn().Str("listen", c.Admin.Listen).Msg("the control listener is open to other hosts and admin.token is empty: /admin answers loopback peers only, /allow everyone")
 	}
 	e := g.log.Info().Str("version", buildVersion()).Str("config", file).Str("store", store).Stringer("control", g.adminListener.Addr())
 	if g.proxy != nil {
 		e = e.Stringer("proxy", g.proxyListener.Addr()).Int("routes", len(c.Proxy.Routes))
 	}
+	g.tellWays(e, c)
 	e.Msg("serving")
+}
+
+// tellWays adds how the listeners are spoken to, and what of that is on.
+func (g *gateway) tellWays(e *zerolog.Event, c *Config) {
+	for _, way := range []struct {
+		field string
+		on    bool
+	}{
+		{"proxy_tls", g.proxyTLS != nil}, {"http2", g.proxyTLS != nil}, {"proxy_protocol", g.proxy != nil && c.Proxy.ProxyProtocol},
+		{"control_tls", g.adminTLS != nil},
+	} {
+		if way.on {
+			e.Bool(way.field, true)
+		}
+	}
+	if len(g.inherited) > 0 {
+		e.Strs("inherited_sockets", g.inherited)
+	}
 }
 
 // join takes in what operators changed on the running gateways before.
@@ -228,9 +251,11 @@ func (g *gateway) join(c *Config) {
 	}
 }
 
-func isLoopback(addr net.Addr) bool {
+// isOpen says whether other hosts can reach a listener at addr: not by a Unix
+// socket, nor by a loopback address.
+func isOpen(addr net.Addr) bool {
 	tcp, ok := addr.(*net.TCPAddr)
-	return ok && tcp.IP.IsLoopback()
+	return ok && !tcp.IP.IsLoopback()
 }
 
 func (g *gateway) start() {

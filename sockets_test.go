@@ -191,6 +191,9 @@ func TestProcessServesOnInheritedSockets(t *testing.T) {
 	if got := status(t, "GET", p.proxy+"/x"); got != 200 {
 		t.Errorf("proxy: got %d, want 200", got)
 	}
+	if p.logged(`"inherited_sockets":["proxy","control"]`) != 1 {
+		t.Errorf("the log doesn't tell of the sockets: %s", p.log.lines())
+	}
 	if code := p.stop(t, syscall.SIGINT); code != exitFine {
 		t.Errorf("exit code %d, want 0: %s", code, p.log.lines())
 	}
