@@ -105,22 +105,10 @@ func spread(sorted []time.Duration) string {
 // backlog is full.
 func blackHole(t *testing.T) string {
 	t.Helper()
-	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { syscall.Close(fd) })
-	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
-		t.Fatal(err)
-	}
+	fd, address := bound(t)
 	if err := syscall.Listen(fd, 0); err != nil {
 		t.Fatal(err)
 	}
-	bound, err := syscall.Getsockname(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := fmt.Sprintf("127.0.0.1:%d", bound.(*syscall.SockaddrInet4).Port)
 	for {
 		filler, err := net.DialTimeout("tcp", address, 200*time.Millisecond)
 		if err != nil {
@@ -158,7 +146,7 @@ func dripped(p *peer) {
 // gets the status that says what it was, and touches no other upstream.
 func TestFaultsOfAnUpstreamEndInTimeAndAlone(t *testing.T) {
 	for _, each := range []upstreamFault{
-		{name: "refused", target: deadTarget(t), status: "502", kind: faultConnect},
+		{name: "refused", target: refusing(t), status: "502", kind: faultConnect},
 		{name: "black hole", target: "http://" + blackHole(t), status: "504", kind: faultTimeout, slow: true},
 		{name: "never answers", script: func(p *peer) { p.take(); p.ended() }, status: "504", kind: faultTimeout, slow: true, attempts: 1},
 		{name: "drips its head", script: dripped, status: "504", kind: faultTimeout, slow: true, attempts: 1},

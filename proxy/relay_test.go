@@ -183,20 +183,12 @@ func TestEarlyRefusalOfAnUploadIsReadWhole(t *testing.T) {
 	}
 }
 
-// deadTarget is an address where nobody listens.
-func deadTarget(t *testing.T) string {
-	t.Helper()
-	l := listenLoopback(t)
-	l.Close()
-	return "http://" + l.Addr().String()
-}
-
 // A request that one target refuses goes to the other whole, with one word to
 // a client that waits for it.
 func TestBodyGoesWholeToTheOtherTarget(t *testing.T) {
 	for _, size := range []int{0, 5, smallBodyBytes, smallBodyBytes + 1, 1 << 20} {
 		for _, expect := range []string{"", "Expect: 100-continue\r\n"} {
-			dead := deadTarget(t)
+			dead := refusing(t)
 			rg, up := rawRig(t, 1000, always(okAnswer), func(c *Config) {
 				bypassing(c)
 				c.Upstreams["api"] = UpstreamConfig{Targets: append([]string{dead}, c.Upstreams["api"].Targets...)}

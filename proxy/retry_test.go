@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"strings"
 	"sync"
 	"syscall"
@@ -107,15 +106,30 @@ func TestNothingIsSentAgainAfterAnAnswerBegan(t *testing.T) {
 	}
 }
 
-// refusing is the address of nobody.
+// refusing is a target that refuses connections. Its port stays bound, or
+// somebody else might get it.
 func refusing(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	_, address := bound(t)
+	return "http://" + address
+}
+
+// bound is a socket with a port of its own, on which nobody listens.
+func bound(t testing.TB) (fd int, address string) {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return "http://" + l.Addr().String()
+	t.Cleanup(func() { syscall.Close(fd) })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	at, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fd, fmt.Sprintf("127.0.0.1:%d", at.(*syscall.SockaddrInet4).Port)
 }
 
 func TestAnyRequestGoesElsewhereIfThereIsNoConnection(t *testing.T) {
