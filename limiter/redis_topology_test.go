@@ -350,6 +350,17 @@ func signalAll(t *testing.T, nodes []*node, sig syscall.Signal) {
 	}
 }
 
+// epochOf is the config epoch that n knows of the node with this id.
+func (n *node) epochOf(t *testing.T, id string) string {
+	t.Helper()
+	for line := range strings.Lines(n.do(t, "CLUSTER", "NODES").(string)) {
+		if f := strings.Fields(line); len(f) > 6 && f[0] == id {
+			return f[6]
+		}
+	}
+	return ""
+}
+
 func testTakeover(t *testing.T, nodes []*node) {
 	replica := joinCluster(t, nodes[0])
 	nodes = append(nodes, replica)
@@ -359,6 +370,11 @@ func testTakeover(t *testing.T, nodes []*node) {
 	}
 	replica.do(t, "CLUSTER", "REPLICATE", nodes[2].do(t, "CLUSTER", "MYID"))
 	inTime(t, "the replica follows", func() bool { return replica.has("replication", "master_link_status:up") })
+	// The others elect nobody who has an older epoch of the slots than they know.
+	primary := nodes[2].do(t, "CLUSTER", "MYID").(string)
+	inTime(t, "the replica knows the epoch of its primary", func() bool {
+		return replica.epochOf(t, primary) == nodes[2].epochOf(t, primary)
+	})
 	store := openStore(t, RedisConfig{Mode: "cluster", Addrs: []string{nodes[0].addr(), nodes[2].addr()}, Timeout: 200 * time.Millisecond})
 	all := func() bool {
 		for i := range 30 {
