@@ -225,10 +225,10 @@ func TestUserIDIsOneSegmentOfTheRawPath(t *testing.T) {
 		"/admin/user/a/":            `404 {"error":"there is nothing here"}`,
 		"/admin/user/a/../b":        `404 {"error":"there is nothing here"}`,
 		"/admin/user/a%":            `400 {"error":"user_id: malformed escape \"%\": write %25 for a percent sign"}`,
-		"/admin/user/a?resource=":   `400 {"error":"unknown parameter \"resource\": there are none here"}`,
+		"/admin/user/a?resource=":   `400 {"error":"unknown parameter \"resource\": there is plan"}`,
 		"/admin/stats/../user/a":    `404 {"error":"there is nothing here"}`,
 		"/admin/user//a":            `404 {"error":"there is nothing here"}`,
-		"/admin/user/a%2Freset?x=y": `400 {"error":"unknown parameter \"x\": there are none here"}`,
+		"/admin/user/a%2Freset?x=y": `400 {"error":"unknown parameter \"x\": there is plan"}`,
 	} {
 		if status, body := g.do(t, "GET", target); status+" "+body != want {
 			t.Errorf("GET %s\n got %s %s\nwant %s", target, status, body, want)

@@ -119,6 +119,7 @@ type allowParam uint8
 const (
 	paramUser allowParam = 1 << iota
 	paramResource
+	paramPlan
 	paramCost
 	paramIdempotency
 )
@@ -170,6 +171,9 @@ func (x *exchange) readParam(name, value []byte, seen *allowParam) error {
 	case paramResource:
 		x.request.Resource = value
 		return notEmpty(name, value)
+	case paramPlan:
+		x.request.Plan = value
+		return notEmpty(name, value)
 	case paramCost:
 		x.request.Cost, err = parseCost(value)
 		return err
@@ -177,7 +181,7 @@ func (x *exchange) readParam(name, value []byte, seen *allowParam) error {
 		x.request.IdempotencyKey, err = x.unquote(value)
 		return err
 	}
-	return fmt.Errorf("unknown parameter %s: there are user_id, resource, cost and idempotency", quote(name))
+	return fmt.Errorf("unknown parameter %s: there are user_id, resource, plan, cost and idempotency", quote(name))
 }
 
 // paramNamed is 0 for a name that no parameter has.
@@ -187,6 +191,8 @@ func paramNamed(name []byte) allowParam {
 		return paramUser
 	case "resource":
 		return paramResource
+	case "plan":
+		return paramPlan
 	case "cost":
 		return paramCost
 	case "idempotency":

@@ -86,9 +86,11 @@ func TestAllowRefusesWhatItCannotTakeAtItsWord(t *testing.T) {
 		"/allow?user_id=a&user_id=b":                  `parameter \"user_id\" is given more than once`,
 		"/allow?user_id=a&user%5Fid=b":                `parameter \"user_id\" is given more than once`,
 		"/allow?user_id=a&cost=1&cost=1":              `parameter \"cost\" is given more than once`,
-		"/allow?user_id=a&plan=gold":                  `unknown parameter \"plan\": there are user_id, resource, cost and idempotency`,
-		"/allow?user_id=a&Cost=1":                     `unknown parameter \"Cost\": there are user_id, resource, cost and idempotency`,
-		"/allow?user_id=a&=1":                         `unknown parameter \"\": there are user_id, resource, cost and idempotency`,
+		"/allow?user_id=a&plan=":                      `parameter \"plan\" is empty`,
+		"/allow?user_id=a&plan=gold&plan=gold":        `parameter \"plan\" is given more than once`,
+		"/allow?user_id=a&Plan=gold":                  `unknown parameter \"Plan\": there are user_id, resource, plan, cost and idempotency`,
+		"/allow?user_id=a&Cost=1":                     `unknown parameter \"Cost\": there are user_id, resource, plan, cost and idempotency`,
+		"/allow?user_id=a&=1":                         `unknown parameter \"\": there are user_id, resource, plan, cost and idempotency`,
 		"/allow?user_id=a%2":                          `parameter \"user_id\": malformed escape \"%2\": write %25 for a percent sign`,
 		"/allow?user_id=%zz":                          `parameter \"user_id\": malformed escape \"%zz\": write %25 for a percent sign`,
 		"/allow?user_id=a&%":                          `malformed escape \"%\": write %25 for a percent sign`,
@@ -300,3 +302,30 @@ var printable = func() string {
 	}
 	return b.String()
 }()
+
+func TestPlanOfTheCallerReplacesTheLimits(t *testing.T) {
+	limits := frozen(t, 2)
+	limits.Plans = map[string]map[string]limiter.ResourceConfig{"gold": {"read": {Capacity: 20, RefillRate: rate(t, "0.034/d")}}}
+	g := start(t, setup{limits: limits})
+	for _, step := range []struct{ target, want string }{
+		{"/allow?user_id=a&resource=read&plan=gold&cost=5", `200 {"allowed": true, "retry_after": 0.0, "tokens_left": 15.0}`},
+		{"/allow?user_id=a&resource=read&plan=g%6Fld&cost=0", `200 {"allowed": true, "retry_after": 0.0, "tokens_left": 15.0}`},
+		{"/allow?user_id=a&resource=read&plan=silver&cost=0", `200 {"allowed": true, "retry_after": 0.0, "tokens_left": 0.0}`},
+		{"/allow?user_id=a&resource=write&plan=gold&cost=0", `200 {"allowed": true, "retry_after": 0.0, "tokens_left": 2.0}`},
+		{"/allow?user_id=a&resource=read&plan=gold&cost=21", `400 {"error":"cost 21 exceeds the capacity 20 of limit \"read\": it can never pass"}`},
+	} {
+		if status, body := g.do(t, "POST", step.target); status+" "+body != step.want {
+			t.Errorf("POST %s\n got %s %s\nwant %s", step.target, status, body, step.want)
+		}
+	}
+	for query, want := range map[string]string{"": `"capacity":2,`, "?plan=gold": `"capacity":20,`, "?plan=silver": `"capacity":2,`} {
+		if status, body := g.do(t, "GET", "/admin/user/a"+query); status != "200" || !strings.Contains(body, `"resource":"read","limit":"read",`+want) {
+			t.Errorf("%q: got %s %s, want %s", query, status, body, want)
+		}
+	}
+	for query, want := range map[string]string{"?plan=": `parameter \"plan\" is empty`, "?tier=gold": `unknown parameter \"tier\": there is plan`} {
+		if status, body := g.do(t, "GET", "/admin/user/a"+query); status+" "+body != `400 {"error":"`+want+`"}` {
+			t.Errorf("%q: got %s %s, want 400 %s", query, status, body, want)
+		}
+	}
+}

@@ -27,9 +27,16 @@ type bucketState struct {
 }
 
 // user answers GET /admin/user/{user_id}: the buckets of that user in every
-// resource that is configured or was seen. It spends nothing.
+// resource that is configured or was seen, with the limits of ?plan=, or without
+// any. It spends nothing.
 func (s *Server) user(x *exchange) {
-	if !x.takesNoParams() {
+	var plan []byte
+	err := x.params(map[string]func(string) error{"plan": func(v string) error {
+		plan = []byte(v)
+		return notEmpty([]byte("plan"), plan)
+	}})
+	if err != nil {
+		x.refuse(fasthttp.StatusBadRequest, err.Error())
 		return
 	}
 	x.reserve(len(x.rest))
@@ -40,7 +47,7 @@ func (s *Server) user(x *exchange) {
 	}
 	ctx, cancel := x.fleetContext()
 	defer cancel()
-	decisions, err := s.Limiter.User(ctx, id)
+	decisions, err := s.Limiter.User(ctx, id, plan)
 	if err != nil {
 		x.storeTrouble(err)
 		return

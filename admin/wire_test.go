@@ -170,7 +170,7 @@ func TestHostileTextNeverEscapesAField(t *testing.T) {
 		t.Errorf("got %q", answer)
 	}
 	_, body := g.do(t, "POST", "/allow?user_id=a&%22%0A%1B=1")
-	if want := `{"error":"unknown parameter \"\\\"\\n\\x1b\": there are user_id, resource, cost and idempotency"}`; body != want {
+	if want := `{"error":"unknown parameter \"\\\"\\n\\x1b\": there are user_id, resource, plan, cost and idempotency"}`; body != want {
 		t.Errorf("got %s, want %s", body, want)
 	}
 	long := strings.Repeat("u", 5000)

@@ -18,7 +18,9 @@ resources:
     limits:
       - {name: burst, capacity: 1000000000, refill_rate: 1/s}
       - {name: everyone, per: resource, capacity: 1000000000, refill_rate: 1/s}
-      - {name: shadow, shadow: true, capacity: 1, refill_rate: 1/s}`)
+      - {name: shadow, shadow: true, capacity: 1, refill_rate: 1/s}
+plans:
+  gold: {search: {capacity: 1000000000, refill_rate: 1/s}}`)
 	long := strings.Repeat("long and hostile {u:} ", 10)
 	outcomes := l.Outcomes("route")
 	d, field := &Decision{}, make([]byte, 0, 1024)
@@ -29,6 +31,8 @@ resources:
 	for name, req := range map[string]Request{
 		"allowed":          {User: []byte("a"), Resource: []byte("search"), Cost: 1},
 		"long user":        {User: []byte(long), Resource: []byte("search"), Cost: 1},
+		"plan":             {User: []byte("a"), Resource: []byte("search"), Plan: []byte("gold"), Cost: 1},
+		"unknown plan":     {User: []byte("a"), Resource: []byte("search"), Plan: []byte(long), Cost: 1},
 		"denied":           {User: []byte("a"), Resource: []byte("unconfigured"), Cost: 10},
 		"never":            {User: []byte("a"), Resource: []byte("unconfigured"), Cost: 11},
 		"look":             {User: []byte("a"), Resource: []byte("search"), Cost: 0},

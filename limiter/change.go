@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -101,16 +103,17 @@ func (l *Limiter) Reset(ctx context.Context, user, resource string, by Actor) ([
 	return names, l.change(ctx, Change{Entry: e}, by)
 }
 
-// userKeys are the keys of a user's own buckets, by the resources' rules and,
-// where an override sets a limit, by that.
+// userKeys are the keys of a user's own buckets, by the resources' rules, by those
+// of any plan and, where an override sets a limit, by that.
 func (l *Limiter) userKeys(user string, names []string) [][]byte {
 	var keys [][]byte
+	seen := map[string]bool{}
 	f := l.inForce.Load()
 	w := new(work)
 	for _, name := range names {
 		req := Request{User: []byte(user), Resource: []byte(name)}
 		res := *l.find(f, w, req.Resource)
-		all := []*rules{res.rules}
+		all := slices.AppendSeq([]*rules{res.rules}, maps.Values(res.plans))
 		if o := f.override(req.User, req.Resource); o != nil && o.rules != nil {
 			all = append(all, o.rules)
 		}
@@ -118,7 +121,8 @@ func (l *Limiter) userKeys(user string, names []string) [][]byte {
 			res.rules = r
 			l.fillKeys(w, &res, &req)
 			for i, key := range w.spend.Keys {
-				if r.limits[i].Scope == PerUser {
+				if r.limits[i].Scope == PerUser && !seen[string(key)] {
+					seen[string(key)] = true
 					keys = append(keys, append([]byte(nil), key...))
 				}
 			}

@@ -23,6 +23,11 @@ type Config struct {
 	Default ResourceConfig `yaml:"default"`
 	// Resources are the limits of resources by name.
 	Resources map[string]ResourceConfig `yaml:"resources"`
+	// Plans are, by the plan's name and then the resource's, limits in place of
+	// the resource's own, for requests of that plan. Their buckets are named as
+	// ever, so that who changes plans keeps what is spent. What a plan does not
+	// name, and who has no plan or an unknown one, is limited as without plans.
+	Plans map[string]map[string]ResourceConfig `yaml:"plans"`
 	// IdempotencyTTL is how long an allowed decision is remembered under its
 	// idempotency key, from 1ms to 168h.
 	IdempotencyTTL time.Duration `yaml:"idempotency_ttl"`
@@ -94,6 +99,7 @@ func (c *Config) Validate(report func(path, problem string)) {
 		resource := c.Resources[name]
 		resource.validate(path, report)
 	}
+	c.validatePlans(report)
 	if c.IdempotencyTTL < time.Millisecond || c.IdempotencyTTL > maxIdempotencyTTL {
 		report("idempotency_ttl", fmt.Sprintf("must be from 1ms to 168h, is %v", c.IdempotencyTTL))
 	}
@@ -102,6 +108,32 @@ func (c *Config) Validate(report func(path, problem string)) {
 	if c.Redis != nil {
 		c.Redis.Validate(below("redis", report))
 	}
+}
+
+// maxPlanName is how long a plan's name may be, in bytes.
+const maxPlanName = 64
+
+func (c *Config) validatePlans(report func(path, problem string)) {
+	for _, plan := range sortedKeys(c.Plans) {
+		path := "plans." + plan
+		if plan == "" {
+			path = "plans"
+		}
+		if plan == "" || len(plan) > maxPlanName || strings.ContainsFunc(plan, isNoPlanRune) {
+			report(path, fmt.Sprintf("is no name of a plan; write 1 to %d letters, digits, dots, dashes and underscores", maxPlanName))
+		}
+		for _, name := range sortedKeys(c.Plans[plan]) {
+			if name == "" {
+				report(path, "a resource has an empty name")
+			}
+			resource := c.Plans[plan][name]
+			resource.validate(path+"."+name, report)
+		}
+	}
+}
+
+func isNoPlanRune(r rune) bool {
+	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '.' && r != '-' && r != '_'
 }
 
 // below reports on what is inside path.

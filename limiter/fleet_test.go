@@ -261,7 +261,7 @@ func testReset(t *testing.T, f testedFleet) {
 	if read != 5 || search != 0 {
 		t.Errorf("%d and %d allowed, want 5 and 0", read, search)
 	}
-	states, err := a.User(t.Context(), []byte("bob"))
+	states, err := a.User(t.Context(), []byte("bob"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -45,7 +45,10 @@ type Limit struct {
 type Request struct {
 	User     []byte
 	Resource []byte
-	Cost     int64 // tokens, 0 to MaxCost; 0 spends nothing and returns the state
+	// Plan is the plan whose limits replace the resource's; empty for none. One
+	// that no configuration names is none.
+	Plan []byte
+	Cost int64 // tokens, 0 to MaxCost; 0 spends nothing and returns the state
 	// IdempotencyKey makes an allowed decision repeatable without spending
 	// again; empty for none.
 	IdempotencyKey []byte

@@ -61,7 +61,7 @@ func New(c Config, store Store) *Limiter {
 		config:    c,
 		prefix:    defaultKeyPrefix,
 		byDefault: newRules(&c.Default, "", &c, &c.Default),
-		maxKnown:  maxSeen + len(c.Resources),
+		maxKnown:  maxSeen + len(c.named()),
 		offenders: newOffenders(),
 		headers: HeaderSet{
 			Draft:  slices.Contains(c.Headers, "draft"),
@@ -110,16 +110,31 @@ func (l *Limiter) Decide(req *Request, d *Decision) error {
 }
 
 // rule finds the resource that req asks for, with the rules that hold for its
-// user, and the user's override if there is one.
+// user and plan, and the user's override if there is one, which goes before the
+// plan.
 func (l *Limiter) rule(w *work, req *Request) (*resource, *override) {
 	f := l.inForce.Load()
 	res := l.find(f, w, req.Resource)
+	rules := res.of(req.Plan)
 	o := f.override(req.User, req.Resource)
 	if o != nil && o.verdict == askBuckets {
-		w.substitute = resource{part: res.part, rules: o.rules, counts: res.counts}
+		rules = o.rules
+	}
+	if rules != res.rules {
+		w.substitute = resource{part: res.part, rules: rules, counts: res.counts}
 		res = &w.substitute
 	}
 	return res, o
+}
+
+// of are the rules for a plan.
+func (r *resource) of(plan []byte) *rules {
+	if len(plan) > 0 {
+		if rules, ok := r.plans[string(plan)]; ok {
+			return rules
+		}
+	}
+	return r.rules
 }
 
 // spend decides by the buckets.
@@ -199,10 +214,10 @@ func (d *Decision) override(v verdict, capacity int64) {
 }
 
 // User returns the present state of a user's buckets: one Decision of cost 0
-// for each resource that is configured or was seen, by name. A limit that an
-// override sets is in it, a verdict is not. It spends and counts nothing. The
-// error says what is wrong with the store.
-func (l *Limiter) User(ctx context.Context, user []byte) ([]Decision, error) {
+// for each resource that is configured or was seen, by name, with the limits of a
+// plan, or without one for "". A limit that an override sets is in it, a verdict is
+// not. It spends and counts nothing. The error says what is wrong with the store.
+func (l *Limiter) User(ctx context.Context, user, plan []byte) ([]Decision, error) {
 	names, err := l.resourceNames(ctx)
 	if err != nil {
 		return nil, err
@@ -210,7 +225,7 @@ func (l *Limiter) User(ctx context.Context, user []byte) ([]Decision, error) {
 	states := make([]Decision, len(names))
 	w := new(work)
 	for i, name := range names {
-		req := Request{User: user, Resource: []byte(name)}
+		req := Request{User: user, Resource: []byte(name), Plan: plan}
 		res, _ := l.rule(w, &req)
 		if err := l.look(ctx, w, res, &req, &states[i]); err != nil {
 			return nil, err
@@ -226,6 +241,17 @@ func (l *Limiter) Capacity(name []byte) int64 {
 		return res.rules.smallest
 	}
 	return l.byDefault.smallest
+}
+
+// PlanCapacity is Capacity in the plan where it is largest, or without one.
+func (l *Limiter) PlanCapacity(name []byte) int64 {
+	largest := l.Capacity(name)
+	if res, ok := l.inForce.Load().resources[string(name)]; ok {
+		for _, rules := range res.plans {
+			largest = max(largest, rules.smallest)
+		}
+	}
+	return largest
 }
 
 // Degraded says what of the store fails at the moment; nil if it works.

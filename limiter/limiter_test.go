@@ -191,7 +191,7 @@ func TestStoreTroubleIsReportedAndNotCounted(t *testing.T) {
 	if !errors.Is(err, errClosed) || !strings.HasPrefix(err.Error(), "decide: ") {
 		t.Errorf("error %v", err)
 	}
-	if _, err := l.User(t.Context(), []byte("a")); !errors.Is(err, errClosed) {
+	if _, err := l.User(t.Context(), []byte("a"), nil); !errors.Is(err, errClosed) {
 		t.Errorf("user: error %v", err)
 	}
 	if err := l.Probe(context.Background()); err == nil {
@@ -207,7 +207,7 @@ func TestUserShowsConfiguredAndSeenResources(t *testing.T) {
 	l.ask(t, "a", "zebra", 2)
 	l.ask(t, "a", "read", 1)
 	l.ask(t, "b", "read", 3)
-	states, err := l.User(t.Context(), []byte("a"))
+	states, err := l.User(t.Context(), []byte("a"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

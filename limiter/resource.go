@@ -1,6 +1,7 @@
 package limiter
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"sync/atomic"
@@ -41,6 +42,7 @@ const (
 type resource struct {
 	part   []byte // the name as it stands in keys
 	rules  *rules
+	plans  map[string]*rules // instead of rules, by the plan's name
 	source Source
 	counts *counts
 }
@@ -124,6 +126,14 @@ func build(c *Config, byDefault *rules, s Settings, old *inForce) *inForce {
 	for name, rc := range s.Resources {
 		f.add(name, newRules(&rc, name, c, c.resource(name)), FromPersisted, old)
 	}
+	for plan, resources := range c.Plans {
+		for name, rc := range resources {
+			if f.resources[name] == nil {
+				f.add(name, byDefault, FromDefault, old)
+			}
+			f.resources[name].addPlan(plan, newRules(&rc, name, c, c.resource(name).under(&rc)))
+		}
+	}
 	if len(s.Overrides) > 0 {
 		f.overrides = map[string][]override{}
 	}
@@ -138,12 +148,42 @@ func build(c *Config, byDefault *rules, s Settings, old *inForce) *inForce {
 	return f
 }
 
+// named are the resources that c names, in whatever place.
+func (c *Config) named() map[string]bool {
+	names := map[string]bool{}
+	for name := range c.Resources {
+		names[name] = true
+	}
+	for _, resources := range c.Plans {
+		for name := range resources {
+			names[name] = true
+		}
+	}
+	return names
+}
+
 // resource is what the file says of a resource.
 func (c *Config) resource(name string) *ResourceConfig {
 	if rc, ok := c.Resources[name]; ok {
 		return &rc
 	}
 	return &c.Default
+}
+
+// under is what c, the file's word on a resource, says of the store for those of a
+// plan, which may say otherwise.
+func (c *ResourceConfig) under(plan *ResourceConfig) *ResourceConfig {
+	return &ResourceConfig{
+		Precision:    cmp.Or(plan.Precision, c.Precision),
+		OnStoreError: cmp.Or(plan.OnStoreError, c.OnStoreError),
+	}
+}
+
+func (r *resource) addPlan(plan string, limits *rules) {
+	if r.plans == nil {
+		r.plans = map[string]*rules{}
+	}
+	r.plans[plan] = limits
 }
 
 func (f *inForce) add(name string, r *rules, source Source, old *inForce) {
