@@ -70,7 +70,7 @@ func (l *Limiter) DropOverrides(ctx context.Context, user, resource string, by A
 
 // Overrides are those in force here, of one user or, for "", of all.
 func (l *Limiter) Overrides(user string) []Override {
-	f := l.inForce.Load()
+	f := l.Current().inForce.Load()
 	since := time.Since(f.taken)
 	var found []Override
 	for _, o := range f.settings.Overrides {
@@ -108,8 +108,7 @@ func (l *Limiter) Reset(ctx context.Context, user, resource string, by Actor) ([
 func (l *Limiter) userKeys(user string, names []string) [][]byte {
 	var keys [][]byte
 	seen := map[string]bool{}
-	f := l.inForce.Load()
-	w := new(work)
+	f, w := l.Current().inForce.Load(), new(work)
 	for _, name := range names {
 		req := Request{User: []byte(user), Resource: []byte(name)}
 		res := *l.find(f, w, req.Resource)

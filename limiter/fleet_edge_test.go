@@ -141,7 +141,7 @@ func TestPersistedNamesThatNobodyUsedAreForgotten(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := len(l.inForce.Load().resources); n != 1 {
+	if n := len(*l.known.Load()); n != 1 {
 		t.Errorf("%d resources are known, want only the file's", n)
 	}
 }

@@ -33,8 +33,7 @@ type fleetSync struct {
 	stop    context.CancelFunc // nil until Start
 	running sync.WaitGroup
 
-	mu      sync.Mutex // one flush or refresh at a time; guards sent
-	sent    map[*counts]ResourceFigures
+	mu      sync.Mutex    // one flush or refresh at a time
 	pending chan struct{} // a push came
 
 	flushErrors, settingsErrors *metrics.Counter
@@ -44,7 +43,6 @@ type fleetSync struct {
 func (y *fleetSync) init() {
 	host, _ := os.Hostname() // what stays "" is still unique
 	y.gateway = fmt.Sprintf("%s-%08x", host, rand.Uint32())
-	y.sent = map[*counts]ResourceFigures{}
 	y.pending = make(chan struct{}, 1)
 	y.set = metrics.NewSet()
 	y.flushErrors = y.set.NewCounter("r8limiter_figures_flush_errors_total")
@@ -139,7 +137,7 @@ func (l *Limiter) poll(ctx context.Context, flush bool) error {
 		}
 		return err
 	}
-	if version == l.inForce.Load().version {
+	if version == l.Current().inForce.Load().settings.Version {
 		return nil
 	}
 	return l.refresh(ctx)
@@ -156,7 +154,7 @@ func (l *Limiter) refresh(ctx context.Context) error {
 	}
 	l.changing.Lock()
 	defer l.changing.Unlock()
-	l.inForce.Store(build(&l.config, l.byDefault, s, l.inForce.Load()))
+	l.enforceLocked(l.Current(), settingsAt{s, time.Now()})
 	l.store.Forget()
 	return nil
 }
@@ -171,12 +169,7 @@ func (l *Limiter) flush(ctx context.Context) (version int64, err error) {
 func (l *Limiter) flushWith(ctx context.Context, offenders int) (version int64, err error) {
 	l.sync.mu.Lock()
 	defer l.sync.mu.Unlock()
-	f := Figures{Gateway: l.sync.gateway, At: time.Now(), Offenders: l.offenders.take(offenders)}
-	for name, res := range l.inForce.Load().resources {
-		f.Resources = l.sync.countSince(f.Resources, name, res.counts)
-	}
-	// Resources beyond those remembered count in the totals alone.
-	f.Resources = l.sync.countSince(f.Resources, "", &l.unknown)
+	f := Figures{Gateway: l.sync.gateway, At: time.Now(), Resources: l.unsent(), Offenders: l.offenders.take(offenders)}
 	version, err = l.fleet.Flush(ctx, &f)
 	if err != nil {
 		l.sync.flushErrors.Inc()
@@ -185,17 +178,16 @@ func (l *Limiter) flushWith(ctx context.Context, offenders int) (version int64, 
 	return version, nil
 }
 
-// countSince appends what c has counted since it was sent last, if anything.
-func (y *fleetSync) countSince(to []ResourceFigures, name string, c *counts) []ResourceFigures {
-	now := ResourceFigures{Name: name, Allowed: c.allowed.Load(), Denied: c.denied.Load()}
-	sent := y.sent[c]
-	if now.Allowed == sent.Allowed && now.Denied == sent.Denied {
-		return to
+// unsent is what was counted since it was last called.
+func (l *Limiter) unsent() (figures []ResourceFigures) {
+	l.changing.Lock()
+	defer l.changing.Unlock()
+	l.foldLocked()
+	for name, k := range *l.known.Load() {
+		figures = k.counts.appendUnsent(figures, name)
 	}
-	y.sent[c] = now
-	now.Allowed -= sent.Allowed
-	now.Denied -= sent.Denied
-	return append(to, now)
+	// Resources that are not known count in the totals alone.
+	return l.unknown.appendUnsent(figures, "")
 }
 
 // Stats are the totals of the fleet and its worst offenders in a window. The
@@ -241,16 +233,16 @@ func (l *Limiter) Resources(ctx context.Context) ([]ResourceState, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read resources: %w", err)
 	}
-	f := l.inForce.Load()
-	states := make([]ResourceState, 0, len(f.resources)+len(figures))
-	known := map[string]bool{}
+	n, known := l.Current(), *l.known.Load()
+	states := make([]ResourceState, 0, len(known)+len(figures))
+	counted := map[string]bool{}
 	for _, each := range figures {
-		known[each.Name] = true
-		states = append(states, l.state(f, each))
+		counted[each.Name] = true
+		states = append(states, n.state(each))
 	}
-	for name := range f.resources {
-		if !known[name] {
-			states = append(states, l.state(f, ResourceFigures{Name: name}))
+	for name := range known {
+		if !counted[name] {
+			states = append(states, n.state(ResourceFigures{Name: name}))
 		}
 	}
 	slices.SortFunc(states, func(a, b ResourceState) int { return cmp.Compare(a.Name, b.Name) })
@@ -268,20 +260,20 @@ func (l *Limiter) Resource(ctx context.Context, name string) (ResourceState, err
 			return each, nil
 		}
 	}
-	return l.state(l.inForce.Load(), ResourceFigures{Name: name}), nil
+	return l.Current().state(ResourceFigures{Name: name}), nil
 }
 
-func (l *Limiter) state(f *inForce, figures ResourceFigures) ResourceState {
-	if res, ok := f.resources[figures.Name]; ok {
+func (n *Limits) state(figures ResourceFigures) ResourceState {
+	if res, ok := n.inForce.Load().resources[figures.Name]; ok {
 		return ResourceState{figures, res.source, res.rules.limits}
 	}
-	return ResourceState{figures, FromDefault, l.byDefault.limits}
+	return ResourceState{figures, FromDefault, n.byDefault.limits}
 }
 
 // resourceNames are the resources known to any gateway.
 func (l *Limiter) resourceNames(ctx context.Context) ([]string, error) {
 	names := map[string]bool{}
-	for name := range l.inForce.Load().resources {
+	for name := range *l.known.Load() {
 		names[name] = true
 	}
 	figures, err := l.fleet.Resources(ctx)
@@ -297,6 +289,6 @@ func (l *Limiter) resourceNames(ctx context.Context) ([]string, error) {
 // writeMetrics writes the series of the fleet in Prometheus text format.
 func (y *fleetSync) writeMetrics(w io.Writer, l *Limiter) {
 	metrics.WriteCounterUint64(w, "r8limiter_figures_dropped_total", l.offenders.dropped.Load())
-	metrics.WriteGaugeUint64(w, "r8limiter_settings_version", uint64(l.inForce.Load().version))
+	metrics.WriteGaugeUint64(w, "r8limiter_settings_version", uint64(l.Current().inForce.Load().settings.Version))
 	y.set.WritePrometheus(w)
 }

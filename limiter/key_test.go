@@ -15,7 +15,7 @@ import (
 func (l *Limiter) keysOf(user, resource, idempotency string) (keys []string) {
 	w := &work{}
 	req := &Request{User: []byte(user), Resource: []byte(resource), IdempotencyKey: []byte(idempotency)}
-	l.fillKeys(w, l.find(l.inForce.Load(), w, req.Resource), req)
+	l.fillKeys(w, l.find(l.Current().inForce.Load(), w, req.Resource), req)
 	for _, key := range w.spend.Keys {
 		keys = append(keys, string(key))
 	}

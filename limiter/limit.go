@@ -52,6 +52,9 @@ type Request struct {
 	// IdempotencyKey makes an allowed decision repeatable without spending
 	// again; empty for none.
 	IdempotencyKey []byte
+	// Limits are those that decide; nil for those in force. It is for who found
+	// out what to ask by one configuration, so that the same one decides.
+	Limits *Limits
 }
 
 // Decision is the answer to a Request. The zero value is ready for use; Decide

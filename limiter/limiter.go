@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/VictoriaMetrics/metrics"
 )
@@ -15,20 +15,21 @@ import (
 // Limiter decides by the limits of a Config on the buckets of a Store. It is
 // safe for concurrent use.
 type Limiter struct {
-	store     Store
-	fleet     Fleet
-	config    Config
-	prefix    string // of every key
-	headers   HeaderSet
-	byDefault *rules
-	maxKnown  int
+	store  Store
+	fleet  Fleet
+	prefix string // of every key
 
-	// inForce are the rules. They are never changed, only replaced, under changing.
-	inForce  atomic.Pointer[inForce]
+	limits atomic.Pointer[Limits] // in force
+	// known are the resources of limits, and those that were asked for besides:
+	// maxSeen at most. The map is never changed, only replaced.
+	known atomic.Pointer[map[string]known]
+	// changing guards the replacement of limits, of known and of the rules in force,
+	// and leaving.
 	changing sync.Mutex
+	leaving  []leaver // counts of resources that are known no more
 
 	works    sync.Pool    // of *work
-	unknown  counts       // of resources beyond maxKnown
+	unknown  counts       // of resources that are not known
 	local    *MemoryStore // stands in for a store that fails
 	owed     debts        // what was spent there
 	troubled atomic.Int64 // when the store failed last, in nanoseconds of Unix time
@@ -39,9 +40,6 @@ type Limiter struct {
 	decisions   outcomeSet
 	sync        fleetSync
 }
-
-// HeaderSet says which fields the answers carry.
-type HeaderSet struct{ Draft, Legacy bool }
 
 // work is what one decision needs for a moment. It is pooled, as what is given
 // to a Store escapes to the heap.
@@ -58,15 +56,8 @@ type work struct {
 func New(c Config, store Store) *Limiter {
 	l := &Limiter{
 		store:     store,
-		config:    c,
 		prefix:    defaultKeyPrefix,
-		byDefault: newRules(&c.Default, "", &c, &c.Default),
-		maxKnown:  maxSeen + len(c.named()),
 		offenders: newOffenders(),
-		headers: HeaderSet{
-			Draft:  slices.Contains(c.Headers, "draft"),
-			Legacy: slices.Contains(c.Headers, "legacy"),
-		},
 	}
 	if c.Redis != nil && c.Redis.KeyPrefix != "" {
 		l.prefix = c.Redis.KeyPrefix
@@ -74,7 +65,12 @@ func New(c Config, store Store) *Limiter {
 	if store != nil {
 		l.fleet = store.Fleet()
 	}
-	l.inForce.Store(build(&c, l.byDefault, Settings{}, &inForce{}))
+	l.known.Store(&map[string]known{})
+	n := newLimits(c)
+	l.limits.Store(n)
+	l.changing.Lock()
+	l.enforceLocked(n, settingsAt{taken: time.Now()})
+	l.changing.Unlock()
 	l.works.New = func() any { return new(work) }
 	l.decisions.init()
 	l.local = NewMemoryStore()
@@ -94,6 +90,9 @@ func (l *Limiter) Decide(req *Request, d *Decision) error {
 	w := l.works.Get().(*work)
 	defer l.works.Put(w)
 	res, o := l.rule(w, req)
+	if res.counts == &l.unknown && l.mayMeet(req.Resource) {
+		res.known = l.meet(string(req.Resource)) // res is w's own
+	}
 	if o != nil && o.verdict != askBuckets {
 		d.prepare(req.Resource, res.rules)
 		d.override(o.verdict, res.rules.smallest)
@@ -113,7 +112,11 @@ func (l *Limiter) Decide(req *Request, d *Decision) error {
 // user and plan, and the user's override if there is one, which goes before the
 // plan.
 func (l *Limiter) rule(w *work, req *Request) (*resource, *override) {
-	f := l.inForce.Load()
+	n := req.Limits
+	if n == nil {
+		n = l.Current()
+	}
+	f := n.inForce.Load()
 	res := l.find(f, w, req.Resource)
 	rules := res.of(req.Plan)
 	o := f.override(req.User, req.Resource)
@@ -121,7 +124,7 @@ func (l *Limiter) rule(w *work, req *Request) (*resource, *override) {
 		rules = o.rules
 	}
 	if rules != res.rules {
-		w.substitute = resource{part: res.part, rules: rules, counts: res.counts}
+		w.substitute = resource{known: res.known, rules: rules}
 		res = &w.substitute
 	}
 	return res, o
@@ -141,7 +144,7 @@ func (r *resource) of(plan []byte) *rules {
 func (l *Limiter) spend(w *work, res *resource, req *Request, d *Decision) error {
 	d.prepare(req.Resource, res.rules)
 	l.fillKeys(w, res, req)
-	w.spend.Cost, w.spend.IdempotencyTTL = req.Cost, l.config.IdempotencyTTL
+	w.spend.Cost, w.spend.IdempotencyTTL = req.Cost, res.rules.idempotencyTTL
 	d.Never = req.Cost > res.rules.smallest
 	if d.Never || req.Cost == 0 { // nothing is remembered where nothing is spent
 		w.spend.IdempotencyKey = nil
@@ -237,16 +240,17 @@ func (l *Limiter) User(ctx context.Context, user, plan []byte) ([]Decision, erro
 // Capacity is the largest cost that can ever pass in a resource: the smallest
 // capacity of its limits, shadows left out.
 func (l *Limiter) Capacity(name []byte) int64 {
-	if res, ok := l.inForce.Load().resources[string(name)]; ok {
+	n := l.Current()
+	if res, ok := n.inForce.Load().resources[string(name)]; ok {
 		return res.rules.smallest
 	}
-	return l.byDefault.smallest
+	return n.byDefault.smallest
 }
 
 // PlanCapacity is Capacity in the plan where it is largest, or without one.
 func (l *Limiter) PlanCapacity(name []byte) int64 {
 	largest := l.Capacity(name)
-	if res, ok := l.inForce.Load().resources[string(name)]; ok {
+	if res, ok := l.Current().inForce.Load().resources[string(name)]; ok {
 		for _, rules := range res.plans {
 			largest = max(largest, rules.smallest)
 		}
@@ -258,7 +262,7 @@ func (l *Limiter) PlanCapacity(name []byte) int64 {
 func (l *Limiter) Degraded() error { return l.store.Degraded() }
 
 // StandsIn says whether anything is allowed, by default, while the store fails.
-func (l *Limiter) StandsIn() bool { return l.config.OnStoreError != StandInDeny }
+func (l *Limiter) StandsIn() bool { return l.Current().config.OnStoreError != StandInDeny }
 
 // Probe makes a real decision in the store: nil if it works.
 func (l *Limiter) Probe(ctx context.Context) error { return l.store.Probe(ctx) }
@@ -275,10 +279,13 @@ func (l *Limiter) Close() error {
 
 // Totals are the decisions of this process since its start. Errors are neither.
 func (l *Limiter) Totals() (allowed, denied uint64) {
+	l.changing.Lock()
+	defer l.changing.Unlock()
+	l.foldLocked()
 	allowed, denied = l.unknown.allowed.Load(), l.unknown.denied.Load()
-	for _, res := range l.inForce.Load().resources {
-		allowed += res.counts.allowed.Load()
-		denied += res.counts.denied.Load()
+	for _, k := range *l.known.Load() {
+		allowed += k.counts.allowed.Load()
+		denied += k.counts.denied.Load()
 	}
 	return allowed, denied
 }
@@ -295,8 +302,8 @@ func (l *Limiter) writeStandIn(w io.Writer) {
 	metrics.WriteCounterUint64(w, "r8limiter_store_owed_tokens_dropped_total", l.owed.dropped.Load())
 }
 
-// Headers says which fields the answers carry.
-func (l *Limiter) Headers() HeaderSet { return l.headers }
+// Headers says which fields the answers carry now.
+func (l *Limiter) Headers() HeaderSet { return l.Current().headers }
 
 // WriteMetrics writes the series of decisions and of the store in Prometheus
 // text format.

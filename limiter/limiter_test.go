@@ -238,7 +238,7 @@ func TestSeenResourcesAreBoundedButAllLimited(t *testing.T) {
 		}
 		return true
 	})
-	if n := len(l.inForce.Load().resources); n != maxSeen+2 {
+	if n := len(*l.known.Load()); n != maxSeen+2 {
 		t.Errorf("%d resources are known, want %d", n, maxSeen+2)
 	}
 	for _, i := range []int{0, maxSeen + 499} {
@@ -257,7 +257,7 @@ func TestCapacityIsTheSmallestThatDecides(t *testing.T) {
 			t.Errorf("capacity of %s is %d, want %d", name, got, want)
 		}
 	}
-	if n := len(l.inForce.Load().resources); n != 2 {
+	if n := len(*l.known.Load()); n != 2 {
 		t.Error("asking for a capacity made a resource known")
 	}
 }

@@ -63,6 +63,7 @@ func (s *outcomeSet) init() {
 type Outcomes struct {
 	route    string // escaped for a label
 	set      *outcomeSet
+	dropped  bool                                        // nobody sees it any more; set.mu guards it
 	counters atomic.Pointer[map[series]*metrics.Counter] // replaced, never changed
 }
 
@@ -73,8 +74,8 @@ type series struct {
 	outcome outcome
 }
 
-// Outcomes returns the counters of a route, the same for the same name. Routes
-// must come from the configuration: each name stays for good.
+// Outcomes returns the counters of a route, the same for the same name until
+// DropOutcomes. Routes must come from the configuration.
 func (l *Limiter) Outcomes(route string) *Outcomes {
 	s := &l.decisions
 	s.mu.Lock()
@@ -86,6 +87,52 @@ func (l *Limiter) Outcomes(route string) *Outcomes {
 		s.routes[route] = o
 	}
 	return o
+}
+
+// DropOutcomes forgets the counters of a route that no configuration names any
+// more. Who still has them may count, which nobody sees.
+func (l *Limiter) DropOutcomes(route string) {
+	s := &l.decisions
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o, ok := s.routes[route]
+	if !ok {
+		return
+	}
+	delete(s.routes, route)
+	o.dropped = true
+	o.keepLocked(func(series) bool { return false })
+}
+
+// keep forgets the counters of limits that have none of the labels: limits come
+// and go with configurations, and each would leave its counters behind.
+func (s *outcomeSet) keep(labels map[string]bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range s.routes {
+		o.keepLocked(func(each series) bool { return labels[each.limit] })
+	}
+}
+
+// keepLocked forgets the counters that are not wanted.
+func (o *Outcomes) keepLocked(wanted func(series) bool) {
+	all := *o.counters.Load()
+	kept := make(map[series]*metrics.Counter, len(all))
+	for each, c := range all {
+		if wanted(each) {
+			kept[each] = c
+		} else {
+			o.set.series.UnregisterMetric(o.name(each))
+		}
+	}
+	if len(kept) < len(all) {
+		o.counters.Store(&kept)
+	}
+}
+
+// name is what a series is called in the text format.
+func (o *Outcomes) name(s series) string {
+	return `r8limiter_decisions_total{route="` + o.route + `",limit="` + labelEscapes.Replace(s.limit) + `",` + outcomeLabels[s.outcome] + `}`
 }
 
 // Count counts what Decide answered: d under its binding limit, and each shadow
@@ -135,12 +182,15 @@ func (d *Decision) outcome() outcome {
 	return denied
 }
 
+// defaultLabel is what metrics call the limit of resources that nothing names.
+const defaultLabel = "default"
+
 // label is what metrics call the limit: never what a client chose.
-func (s *LimitState) label() string {
-	if s.Name == "" {
-		return "default"
+func (l *Limit) label() string {
+	if l.Name == "" {
+		return defaultLabel
 	}
-	return s.Name
+	return l.Name
 }
 
 // counter finds a counter without a lock.
@@ -156,8 +206,10 @@ func (o *Outcomes) add(s series) *metrics.Counter {
 	o.set.mu.Lock()
 	defer o.set.mu.Unlock()
 	known := maps.Clone(*o.counters.Load())
-	c := o.set.series.GetOrCreateCounter(`r8limiter_decisions_total{route="` + o.route + `",limit="` +
-		labelEscapes.Replace(s.limit) + `",` + outcomeLabels[s.outcome] + `}`)
+	c := new(metrics.Counter)
+	if !o.dropped {
+		c = o.set.series.GetOrCreateCounter(o.name(s))
+	}
 	known[s] = c
 	o.counters.Store(&known)
 	return c

@@ -144,8 +144,8 @@ func TestOverrideGoesBeforeThePlanAndThePlanBeforePersistedLimits(t *testing.T) 
 }
 
 func TestPlanUsesTheStoreAsItsResourceUnlessItSaysOtherwise(t *testing.T) {
-	l := New(newTestedLimiter(t, plansConfig).config, NewMemoryStore())
-	resources := l.inForce.Load().resources
+	l := New(newTestedLimiter(t, plansConfig).Current().config, NewMemoryStore())
+	resources := l.Current().inForce.Load().resources
 	for _, test := range []struct {
 		plan, resource string
 		policy         Policy

@@ -25,6 +25,8 @@ type rules struct {
 	local    []Limit  // this gateway's share of each, for when the store fails
 	policy   Policy   // what decides then
 	leased   bool     // the store may keep tokens in advance
+	// idempotencyTTL is how long an allowed decision is remembered under its key.
+	idempotencyTTL time.Duration
 }
 
 // Source says where the limits of a resource come from.
@@ -40,17 +42,42 @@ const (
 
 // resource is one that decisions ask for.
 type resource struct {
-	part   []byte // the name as it stands in keys
+	known
 	rules  *rules
 	plans  map[string]*rules // instead of rules, by the plan's name
 	source Source
-	counts *counts
 }
 
 // counts are the decisions about a resource since this process started.
 type counts struct {
 	allowed, denied atomic.Uint64
-	_               [48]byte // neighbours don't share a cache line
+	// What of them the fleet was sent. Limiter.changing guards these.
+	allowedSent, deniedSent uint64
+	_                       [32]byte // neighbours don't share a cache line
+}
+
+// any says whether anything was counted.
+func (c *counts) any() bool { return c.allowed.Load()+c.denied.Load() > 0 }
+
+// take moves to c what from has counted. Limiter.changing is held.
+func (c *counts) take(from *counts) {
+	c.allowed.Add(from.allowed.Swap(0))
+	c.denied.Add(from.denied.Swap(0))
+	c.allowedSent += from.allowedSent
+	c.deniedSent += from.deniedSent
+	from.allowedSent, from.deniedSent = 0, 0
+}
+
+// appendUnsent appends what c has counted since it was sent last, if anything.
+// Limiter.changing is held.
+func (c *counts) appendUnsent(to []ResourceFigures, name string) []ResourceFigures {
+	allowed, denied := c.allowed.Load(), c.denied.Load()
+	f := ResourceFigures{Name: name, Allowed: allowed - c.allowedSent, Denied: denied - c.deniedSent}
+	if f.Allowed+f.Denied == 0 {
+		return to
+	}
+	c.allowedSent, c.deniedSent = allowed, denied
+	return append(to, f)
 }
 
 // newRules builds the rules of c; name is what a single limit is called. Only
@@ -59,7 +86,7 @@ type counts struct {
 // How the store is used is the file's to say: common for all resources, and base
 // for this one.
 func newRules(c *ResourceConfig, name string, common *Config, base *ResourceConfig) *rules {
-	r := &rules{smallest: MaxCapacity, policy: common.OnStoreError, leased: base.Precision == leased}
+	r := &rules{smallest: MaxCapacity, policy: common.OnStoreError, leased: base.Precision == leased, idempotencyTTL: common.IdempotencyTTL}
 	if base.OnStoreError != "" {
 		r.policy = base.OnStoreError
 	}
@@ -84,14 +111,13 @@ func (r *rules) add(l Limit, suffix string, gateways int64) {
 	}
 }
 
-// inForce are the rules that decisions go by: the file's, with what operators
-// changed in place of it. It is never changed, only replaced as a whole.
+// inForce are the rules of a Limits: the file's, with what operators changed in
+// place of it. It is never changed, only replaced as a whole.
 type inForce struct {
-	version   int64 // of the settings
-	resources map[string]*resource
-	overrides map[string][]override // by user
-	settings  Settings              // what it was made from
-	taken     time.Time             // when they were read: an override's Left counts from here
+	settingsAt                       // what it was made from, besides the file
+	byDefault  *rules                // of what is not in resources
+	resources  map[string]*resource  // that the file or an operator names
+	overrides  map[string][]override // by user
 }
 
 // verdict is what an override says whatever the buckets hold.
@@ -111,55 +137,51 @@ type override struct {
 	until    time.Time // zero for good
 }
 
-// build makes the rules of c and s. Counters of resources that old has go on,
-// and so do the resources that nobody configured but were asked for.
-func build(c *Config, byDefault *rules, s Settings, old *inForce) *inForce {
-	f := &inForce{version: s.Version, settings: s, taken: time.Now(), resources: map[string]*resource{}}
-	for name, res := range old.resources {
-		if res.counts.allowed.Load()+res.counts.denied.Load() > 0 { // only persisted once, it is forgotten
-			f.add(name, byDefault, FromDefault, old)
+// build makes the rules of n and s. Counters are those of resources that are
+// known, or else those in before, which may be nil.
+func (n *Limits) build(s settingsAt, all map[string]known, before *inForce) *inForce {
+	f := &inForce{settingsAt: s, byDefault: n.byDefault, resources: map[string]*resource{}}
+	c := &n.config
+	add := func(name string, r *rules, source Source) {
+		k, ok := all[name]
+		if !ok && before != nil && before.resources[name] != nil {
+			k, ok = before.resources[name].known, true
 		}
+		if !ok {
+			k = newKnown(name)
+		}
+		f.resources[name] = &resource{known: k, rules: r, source: source}
 	}
 	for name, rc := range c.Resources {
-		f.add(name, newRules(&rc, name, c, &rc), FromConfig, old)
+		add(name, newRules(&rc, name, c, &rc), FromConfig)
 	}
-	for name, rc := range s.Resources {
-		f.add(name, newRules(&rc, name, c, c.resource(name)), FromPersisted, old)
+	for name, rc := range s.settings.Resources {
+		add(name, newRules(&rc, name, c, c.resource(name)), FromPersisted)
 	}
 	for plan, resources := range c.Plans {
 		for name, rc := range resources {
 			if f.resources[name] == nil {
-				f.add(name, byDefault, FromDefault, old)
+				add(name, n.byDefault, FromDefault)
 			}
 			f.resources[name].addPlan(plan, newRules(&rc, name, c, c.resource(name).under(&rc)))
 		}
 	}
-	if len(s.Overrides) > 0 {
+	f.addOverrides(c)
+	return f
+}
+
+func (f *inForce) addOverrides(c *Config) {
+	if len(f.settings.Overrides) > 0 {
 		f.overrides = map[string][]override{}
 	}
-	for i := range s.Overrides {
-		o := &s.Overrides[i]
-		base := byDefault
+	for i := range f.settings.Overrides {
+		o := &f.settings.Overrides[i]
+		base := f.byDefault
 		if res, ok := f.resources[o.Resource]; ok {
 			base = res.rules
 		}
 		f.overrides[o.User] = append(f.overrides[o.User], o.running(f.taken, c, base))
 	}
-	return f
-}
-
-// named are the resources that c names, in whatever place.
-func (c *Config) named() map[string]bool {
-	names := map[string]bool{}
-	for name := range c.Resources {
-		names[name] = true
-	}
-	for _, resources := range c.Plans {
-		for name := range resources {
-			names[name] = true
-		}
-	}
-	return names
 }
 
 // resource is what the file says of a resource.
@@ -184,16 +206,6 @@ func (r *resource) addPlan(plan string, limits *rules) {
 		r.plans = map[string]*rules{}
 	}
 	r.plans[plan] = limits
-}
-
-func (f *inForce) add(name string, r *rules, source Source, old *inForce) {
-	res := &resource{part: appendPart(nil, name), rules: r, source: source}
-	if before, ok := old.resources[name]; ok {
-		res.counts = before.counts
-	} else {
-		res.counts = new(counts)
-	}
-	f.resources[name] = res
 }
 
 // running is o as it runs. Its limit stands for those that are the user's own; what
@@ -241,36 +253,19 @@ func (f *inForce) override(user, resource []byte) *override {
 	return found
 }
 
-// find returns the resource of that name. One that is new is remembered while
-// there is room, else it is built in w. Lock-free for those that are known.
+// find returns the resource of that name by the rules f. One that they do not name
+// is built in w; its counts are l.unknown if it is not known. Lock-free.
 func (l *Limiter) find(f *inForce, w *work, name []byte) *resource {
 	if res, ok := f.resources[string(name)]; ok {
 		return res
 	}
-	if len(f.resources) < l.maxKnown && len(name) <= maxSeenName {
-		return l.discover(string(name))
+	k, ok := (*l.known.Load())[string(name)]
+	if !ok {
+		w.part = appendPart(w.part[:0], name)
+		k = known{w.part, &l.unknown}
 	}
-	w.part = appendPart(w.part[:0], name)
-	w.substitute = resource{part: w.part, rules: l.byDefault, counts: &l.unknown}
+	w.substitute = resource{known: k, rules: f.byDefault, source: FromDefault}
 	return &w.substitute
-}
-
-// discover adds a resource to a copy of those known. A copy costs more with
-// each, but there are at most maxSeen of them in the life of a process.
-func (l *Limiter) discover(name string) *resource {
-	l.changing.Lock()
-	defer l.changing.Unlock()
-	f := *l.inForce.Load()
-	if res, ok := f.resources[name]; ok {
-		return res
-	}
-	res := &resource{part: appendPart(nil, name), rules: l.byDefault, source: FromDefault, counts: new(counts)}
-	if len(f.resources) < l.maxKnown {
-		f.resources = maps.Clone(f.resources)
-		f.resources[name] = res
-		l.inForce.Store(&f)
-	}
-	return res
 }
 
 func sortedKeys[V any](m map[string]V) []string {

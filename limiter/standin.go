@@ -237,7 +237,7 @@ func (l *Limiter) calm() bool {
 // debit is what to take from a bucket: as much of what was spent as the local
 // bucket is still short of, since the rest has been refilled. It is nil for nothing.
 func (l *Limiter) debit(owed *debt) *debit {
-	share := owed.limit.share(l.config.Replicas)
+	share := owed.limit.share(l.Current().config.Replicas)
 	look := Decision{Limits: []LimitState{{Limit: &share}}}
 	if err := l.local.Decide(context.Background(), &Spend{Keys: [][]byte{owed.key}}, &look); err != nil {
 		return nil

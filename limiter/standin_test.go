@@ -32,7 +32,7 @@ func (s *downStore) Decide(ctx context.Context, sp *Spend, d *Decision) error {
 // limiterOf is a limiter of a configuration in YAML on a store.
 func limiterOf(t *testing.T, text string, store Store) *Limiter {
 	t.Helper()
-	l := New(newTestedLimiter(t, text).config, store)
+	l := New(newTestedLimiter(t, text).Current().config, store)
 	t.Cleanup(func() { l.Close() })
 	return l
 }
