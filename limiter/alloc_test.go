@@ -33,6 +33,7 @@ plans:
 		"long user":        {User: []byte(long), Resource: []byte("search"), Cost: 1},
 		"plan":             {User: []byte("a"), Resource: []byte("search"), Plan: []byte("gold"), Cost: 1},
 		"unknown plan":     {User: []byte("a"), Resource: []byte("search"), Plan: []byte(long), Cost: 1},
+		"shadow, waived":   {User: []byte("a"), Resource: []byte("unconfigured"), Cost: 10, Shadow: true},
 		"denied":           {User: []byte("a"), Resource: []byte("unconfigured"), Cost: 10},
 		"never":            {User: []byte("a"), Resource: []byte("unconfigured"), Cost: 11},
 		"look":             {User: []byte("a"), Resource: []byte("search"), Cost: 0},
@@ -51,6 +52,13 @@ plans:
 				t.Errorf("%v allocations, want none", allocations)
 			}
 		})
+	}
+}
+
+func TestPercentAllocatesNothing(t *testing.T) {
+	p, user := percent(t, "5%"), []byte("user-1234")
+	if n := testing.AllocsPerRun(200, func() { p.Includes("items", user) }); n != 0 {
+		t.Errorf("%v allocations, want none", n)
 	}
 }
 

@@ -9,8 +9,8 @@ import (
 // decision's own, until it is used again.
 func (d *Decision) Resource() []byte { return d.resource }
 
-// Binding is the limit that decided: of those that refused the one with the
-// longest wait; when allowed, the one with the fewest tokens left. Shadow
+// Binding is the limit that decided: of those that refused, also if that was
+// waived, the one with the longest wait; when allowed, the one with the fewest tokens left. Shadow
 // limits never bind. It is nil in a Decision that Decide has not filled, and
 // where an override decided.
 func (d *Decision) Binding() *LimitState {
@@ -56,10 +56,11 @@ func (d *Decision) TokensLeft() float64 {
 }
 
 // RetryAfter is how long to wait before the same request can be allowed,
-// rounded up to the millisecond; 0 if it was allowed or never can be.
+// rounded up to the millisecond; 0 if it was allowed, other than by a waiver, or
+// never can be.
 func (d *Decision) RetryAfter() time.Duration {
 	s := d.Binding()
-	if s == nil || d.Allowed || d.Never {
+	if s == nil || d.Allowed && !d.Waived || d.Never {
 		return 0
 	}
 	return roundUp(s.Wait, time.Millisecond) * time.Millisecond
@@ -98,12 +99,13 @@ func (d *Decision) AppendLimitName(dst []byte, s *LimitState) []byte {
 	return append(dst, s.Name...)
 }
 
-// AppendShadowDenied appends the names of the shadow limits that would have
-// refused, with commas between; nothing if there are none.
+// AppendShadowDenied appends the names of the limits that would have refused, with
+// commas between; nothing if there are none. They are shadows, or the one whose
+// refusal was waived.
 func (d *Decision) AppendShadowDenied(dst []byte) []byte {
 	start := len(dst)
 	for i := range d.Limits {
-		if s := &d.Limits[i]; s.Shadow && s.Denied {
+		if s := &d.Limits[i]; s.Denied && (s.Shadow || d.Waived && i == d.binding) {
 			if len(dst) > start {
 				dst = append(dst, ',')
 			}

@@ -52,6 +52,11 @@ type Request struct {
 	// IdempotencyKey makes an allowed decision repeatable without spending
 	// again; empty for none.
 	IdempotencyKey []byte
+	// Shadow says that a refusal is none: the request is decided and charged as ever,
+	// but always allowed, and Decision.Waived says when it would not have been. So
+	// does it when the store fails, whatever the policy. Only an override that
+	// blocks the user still does.
+	Shadow bool
 	// Limits are those that decide; nil for those in force. It is for who found
 	// out what to ask by one configuration, so that the same one decides.
 	Limits *Limits
@@ -61,6 +66,9 @@ type Request struct {
 // overwrites it and reuses its memory, so a Decision can be pooled.
 type Decision struct {
 	Allowed bool
+	// Waived says that the limits refused a request that is a shadow: it is allowed
+	// and nothing was spent. Never, Binding and RetryAfter are those of the refusal.
+	Waived bool
 	// Replayed says that this decision was made before under the same
 	// idempotency key and that nothing was spent now.
 	Replayed bool

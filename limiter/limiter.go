@@ -99,6 +99,7 @@ func (l *Limiter) Decide(req *Request, d *Decision) error {
 	} else if err := l.spend(w, res, req, d); err != nil {
 		return err
 	}
+	d.waive(req)
 	if d.Allowed {
 		res.counts.allowed.Add(1)
 		return nil
@@ -182,7 +183,7 @@ func describe(err error) error {
 // prepare makes d the question to the store, in the memory that d has. The
 // resource's name is copied, as the request's bytes may not be kept.
 func (d *Decision) prepare(name []byte, r *rules) {
-	d.Allowed, d.Replayed, d.Never, d.Override, d.StandIn, d.StoreError = false, false, false, NoOverride, NoStandIn, nil
+	d.Allowed, d.Waived, d.Replayed, d.Never, d.Override, d.StandIn, d.StoreError = false, false, false, false, NoOverride, NoStandIn, nil
 	d.resource = append(d.resource[:0], name...)
 	d.Limits = d.Limits[:0]
 	for i := range r.limits {
@@ -204,6 +205,13 @@ func (d *Decision) finish(cost int64) {
 		}
 	}
 	d.bind()
+}
+
+// waive allows what limits refused, if req is a shadow.
+func (d *Decision) waive(req *Request) {
+	if req.Shadow && !d.Allowed && d.Override != Blocked {
+		d.Allowed, d.Waived = true, true
+	}
 }
 
 // override makes d what an override says, without any bucket. capacity is what

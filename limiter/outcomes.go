@@ -19,7 +19,9 @@ const (
 	replayed
 	denied
 	tooLarge
+	waived
 	shadowDenied
+	shadowTooLarge
 	storeFailed
 	keyReused
 	exempted
@@ -35,11 +37,14 @@ var outcomeLabels = [...]string{
 	replayed:     `outcome="allow",reason="replayed"`,
 	denied:       `outcome="deny",reason="tokens"`,
 	tooLarge:     `outcome="deny",reason="cost_exceeds_capacity"`,
+	waived:       `outcome="allow",reason="shadow"`,
 	shadowDenied: `outcome="shadow_deny",reason="tokens"`,
 	storeFailed:  `outcome="error",reason="store"`,
 	keyReused:    `outcome="error",reason="idempotency_key_reused"`,
 	exempted:     `outcome="allow",reason="override"`,
 	blocked:      `outcome="deny",reason="override"`,
+
+	shadowTooLarge: `outcome="shadow_deny",reason="cost_exceeds_capacity"`,
 
 	localAllowed:   `outcome="allow",reason="store_local"`,
 	localDenied:    `outcome="deny",reason="store_local"`,
@@ -135,8 +140,9 @@ func (o *Outcomes) name(s series) string {
 	return `r8limiter_decisions_total{route="` + o.route + `",limit="` + labelEscapes.Replace(s.limit) + `",` + outcomeLabels[s.outcome] + `}`
 }
 
-// Count counts what Decide answered: d under its binding limit, and each shadow
-// limit that would have refused; or err, with no limit.
+// Count counts what Decide answered: d under its binding limit, and besides it each
+// limit that would have refused, a shadow or one whose refusal was waived; or err,
+// with no limit.
 func (o *Outcomes) Count(d *Decision, err error) {
 	switch {
 	case errors.Is(err, ErrKeyReused):
@@ -154,10 +160,15 @@ func (o *Outcomes) Count(d *Decision, err error) {
 	}
 }
 
-// countDecision counts one decision once, and besides it the shadows.
+// countDecision counts one decision once, and besides it who would have refused.
 func (o *Outcomes) countDecision(d *Decision) {
 	if s := d.Binding(); s != nil {
 		o.counter(series{s.label(), d.outcome()}).Inc()
+		if d.Waived && d.Never {
+			o.counter(series{s.label(), shadowTooLarge}).Inc()
+		} else if d.Waived {
+			o.counter(series{s.label(), shadowDenied}).Inc()
+		}
 	}
 	for i := range d.Limits {
 		if s := &d.Limits[i]; s.Shadow && s.Denied {
@@ -168,6 +179,8 @@ func (o *Outcomes) countDecision(d *Decision) {
 
 func (d *Decision) outcome() outcome {
 	switch {
+	case d.Waived:
+		return waived
 	case d.Replayed:
 		return replayed
 	case d.Allowed && d.StandIn == LocalBucket:

@@ -42,11 +42,15 @@ func (s StandIn) String() string {
 }
 
 // standIn decides in place of a store that could not, by the resource's policy.
-// It returns err where that says that nothing is allowed.
+// It returns err where that says that nothing is allowed, which a shadow always is.
 func (l *Limiter) standIn(w *work, res *resource, req *Request, d *Decision, err error) error {
 	l.troubled.Store(time.Now().UnixNano())
 	d.StoreError = err
-	switch res.rules.policy {
+	policy := res.rules.policy
+	if policy == StandInDeny && req.Shadow {
+		policy = StandInAllow
+	}
+	switch policy {
 	case StandInAllow:
 		d.Limits, d.binding = d.Limits[:0], 0
 		d.Allowed, d.Replayed, d.StandIn, d.spared = !d.Never, false, AllowedUnasked, res.rules.smallest
