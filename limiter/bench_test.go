@@ -113,3 +113,30 @@ func BenchmarkLevel(b *testing.B) {
 		now += min(20_000, level.fullMicros(r))
 	}
 }
+
+// BenchmarkReplay is a decision about the past by one goroutine: a clock that the
+// caller moves, and many users, as a simulation has.
+func BenchmarkReplay(b *testing.B) {
+	c := DefaultConfig()
+	c.Resources = map[string]ResourceConfig{"read": {Capacity: 100, RefillRate: mustRate(b, "1/s")}}
+	for _, users := range []int{100, 100_000} {
+		b.Run(fmt.Sprint("users=", users), func(b *testing.B) {
+			now := int64(0)
+			l := New(c, NewMemoryStoreAt(func() int64 { return now }))
+			names := make([][]byte, users)
+			for i := range names {
+				names[i] = fmt.Appendf(nil, "user-%d", i)
+			}
+			req, d := &Request{Resource: []byte("read"), Cost: 1}, &Decision{}
+			random := rand.New(rand.NewPCG(1, 1))
+			b.ReportAllocs()
+			for b.Loop() {
+				now += 1000
+				req.User = names[random.IntN(users)]
+				if err := l.Decide(req, d); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -19,7 +19,7 @@ const maxBuckets = 1_000_000
 var errClosed = errors.New("the memory store is closed")
 
 // MemoryStore keeps buckets in the memory of this process, on its monotonic
-// clock. It holds at most a million buckets that are not full; then it forgets
+// clock or another (NewMemoryStoreAt). It holds at most a million buckets that are not full; then it forgets
 // the one that is nearest to full for each new one, and counts it: whoever
 // floods it with keys pays for each, and the largest debts stay longest.
 // Deciding on buckets that exist allocates nothing.
@@ -45,10 +45,15 @@ type MemoryStore struct {
 // NewMemoryStore returns an empty store.
 func NewMemoryStore() *MemoryStore {
 	start := time.Now()
-	m := &MemoryStore{
-		now:  func() int64 { return time.Since(start).Microseconds() },
-		seed: maphash.MakeSeed(),
-	}
+	return NewMemoryStoreAt(func() int64 { return time.Since(start).Microseconds() })
+}
+
+// NewMemoryStoreAt returns an empty store on a clock of the caller's, so that the
+// past can be decided about. It tells microseconds, never goes backwards, and is
+// called with locks held, by many at a time if the store is used by many. What
+// operators change and the figures of a fleet go by the time of day all the same.
+func NewMemoryStoreAt(now func() int64) *MemoryStore {
+	m := &MemoryStore{now: now, seed: maphash.MakeSeed()}
 	m.buckets.init(maxBuckets)
 	m.records.init(maxBuckets)
 	m.fleet = newMemoryFleet(m.ActiveKeys)

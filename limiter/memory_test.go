@@ -239,3 +239,25 @@ func heapInUse() int64 {
 	runtime.ReadMemStats(&s)
 	return int64(s.HeapAlloc)
 }
+
+func TestStoreOnAnotherClockGoesByIt(t *testing.T) {
+	now := int64(0)
+	l := New(configOf(t, "default: {capacity: 2, refill_rate: 1/h}\nidempotency_ttl: 60s"), NewMemoryStoreAt(func() int64 { return now }))
+	key := Request{User: []byte("b"), Resource: []byte("r"), Cost: 1, IdempotencyKey: []byte("k")}
+	for i, step := range []struct {
+		at, cost          int64
+		allowed, replayed bool
+	}{
+		{0, 2, true, false}, {0, 1, false, true}, {3_599_999_999, 1, false, false}, {3_600_000_000, 1, true, true},
+		{3_600_000_000, 1, false, true}, {3_659_000_000, 1, false, true}, {10_000_000_000_000, 2, true, false},
+	} {
+		now = step.at
+		d, err := l.ask("a", "r", step.cost)
+		if err != nil || d.Allowed != step.allowed {
+			t.Errorf("%d: allowed %v, %v", i, d.Allowed, err)
+		}
+		if err := l.Decide(&key, d); err != nil || i > 0 && d.Replayed != step.replayed {
+			t.Errorf("%d: replayed %v, %v, want %v", i, d.Replayed, err, step.replayed)
+		}
+	}
+}
