@@ -74,6 +74,21 @@ func (l Level) Bucket(now int64, r Rate) Bucket {
 	return Bucket{l.Debt, now - micros, micros*r.n - l.Progress}
 }
 
+// Spend takes cost tokens out of b at now, in microseconds, if they are there, and
+// says whether. It is what a MemoryStore does with a bucket of the limit l, for who
+// has the buckets in their own hands.
+func (b *Bucket) Spend(now, cost int64, l *Limit) (allowed bool) {
+	level := b.Level(now, l.Rate)
+	allowed = level.admits(cost, l.Capacity)
+	if allowed {
+		level.Debt += cost
+	}
+	if allowed && cost > 0 || b.Debt > 0 && b.ahead(now) {
+		*b = level.Bucket(now, l.Rate)
+	}
+	return allowed
+}
+
 // admits says whether cost tokens are there. A cost of 0 is, also where the debt
 // exceeds a capacity that has shrunk: it only asks for the state.
 func (l Level) admits(cost, capacity int64) bool { return cost == 0 || l.Debt+cost <= capacity }

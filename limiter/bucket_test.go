@@ -132,3 +132,26 @@ func TestTimesAreBounded(t *testing.T) {
 		t.Errorf("a token takes %v, want 30 days", got)
 	}
 }
+
+// TestBucketSpendsAsTheMemoryStoreDoes also steps the clock back, which a store must
+// bear.
+func TestBucketSpendsAsTheMemoryStoreDoes(t *testing.T) {
+	for seed := range uint64(50) {
+		random := rand.New(rand.NewPCG(seed, 7))
+		now := int64(1 << 40)
+		store := NewMemoryStoreAt(func() int64 { return now })
+		l := Limit{Capacity: pick(random, sequenceCapacities), Rate: randomRate(random)}
+		var b Bucket
+		for i := range 200 {
+			now += pick(random, []int64{0, 1, 1000, l.Rate.p / l.Rate.n, 1_000_000, -1, -61_000_000})
+			if i%50 == 49 { // another limit on a live bucket
+				l = Limit{Capacity: pick(random, sequenceCapacities), Rate: randomRate(random)}
+			}
+			cost := pick(random, []int64{0, 1, 1, l.Capacity, min(l.Capacity+1, MaxCost), 1 + random.Int64N(l.Capacity)})
+			d, err := spendOne(store, "k", cost, &l)
+			if allowed := b.Spend(now, cost, &l); err != nil || allowed != d.Allowed || b.Level(now, l.Rate) != d.Limits[0].Level {
+				t.Fatalf("seed %d, step %d: cost %d allowed %v at %+v, by the store %v at %+v, %v", seed, i, cost, allowed, b.Level(now, l.Rate), d.Allowed, d.Limits[0].Level, err)
+			}
+		}
+	}
+}

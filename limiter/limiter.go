@@ -165,7 +165,7 @@ func (l *Limiter) spend(w *work, res *resource, req *Request, d *Decision) error
 func (l *Limiter) look(ctx context.Context, w *work, res *resource, req *Request, d *Decision) error {
 	d.prepare(req.Resource, res.rules)
 	l.fillKeys(w, res, req)
-	w.spend.Cost, w.spend.Leased = 0, false
+	w.spend.Cost, w.spend.IdempotencyKey, w.spend.Leased = 0, nil, false
 	if err := l.store.Decide(ctx, &w.spend, d); err != nil {
 		return describe(err)
 	}
@@ -243,6 +243,29 @@ func (l *Limiter) User(ctx context.Context, user, plan []byte) ([]Decision, erro
 		}
 	}
 	return states, nil
+}
+
+// Explain fills d as Decide would now, but spends nothing, counts nothing and
+// remembers nothing: the states of d.Limits are those before the decision, so are
+// TokensLeft and the rest that follows from them, and an idempotency key is not
+// looked at. Tokens that gateways hold by leases count as spent. Nothing stands in
+// for a store that fails: the error says what is wrong with it.
+func (l *Limiter) Explain(ctx context.Context, req *Request, d *Decision) error {
+	w := new(work)
+	res, o := l.rule(w, req)
+	if o != nil && o.verdict != askBuckets {
+		d.prepare(req.Resource, res.rules)
+		d.override(o.verdict, res.rules.smallest)
+		return nil
+	}
+	if err := l.look(ctx, w, res, req, d); err != nil {
+		return err
+	}
+	d.Never = req.Cost > res.rules.smallest
+	d.admit(req.Cost)
+	d.finish(req.Cost)
+	d.waive(req)
+	return nil
 }
 
 // Capacity is the largest cost that can ever pass in a resource: the smallest
