@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -25,11 +26,12 @@ plans: {gold: {read: {capacity: 12, refill_rate: 1/h}}}
 
 // verdictOf is what a decision says of the cost, whatever the buckets hold after it.
 func verdictOf(d *Decision) string {
-	text := fmt.Sprint(d.Allowed, d.Waived, d.Never, d.Override, d.Binding() == nil, string(d.AppendShadowDenied(nil)))
+	var text strings.Builder
+	fmt.Fprint(&text, d.Allowed, d.Waived, d.Never, d.Override, d.Binding() == nil, string(d.AppendShadowDenied(nil)))
 	for i := range d.Limits {
-		text += fmt.Sprint(" ", d.Limits[i].Name, d.Limits[i].Denied, d.Limits[i].Wait.Round(time.Minute))
+		fmt.Fprint(&text, " ", d.Limits[i].Name, d.Limits[i].Denied, d.Limits[i].Wait.Round(time.Minute))
 	}
-	return text
+	return text.String()
 }
 
 func TestExplainSaysWhatDecideWouldAndChangesNothing(t *testing.T) {
