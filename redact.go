@@ -18,6 +18,7 @@ var secrets = map[string]bool{
 	"admin.allow_token":               true,
 	"limiter.redis.password":          true,
 	"limiter.redis.sentinel_password": true,
+	"proxy.jwt.secret":                true,
 	"proxy.routes.match.headers.*":    true, // a header's wanted value may be a password
 }
 

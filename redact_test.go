@@ -17,6 +17,8 @@ const secretive = `
 proxy:
   listen: ":8080"
   trusted_proxies: [10.0.0.0/8]
+  jwt: {secret: sesame-jwt-sesame-jwt-sesame-jwt-, issuer: "https://login.example.com", audience: [api]}
+  api_keys: {keys: [{sha256: 2c70e12b7a0646f92279f427c7b38e7334d8e5389cff167a1dc30e73f826b683, user_id: alice, plan: gold}]}
   upstreams: {api: {targets: ["http://127.0.0.1:9000"], connect_timeout: 2s}}
   routes:
     - name: partner
@@ -51,11 +53,12 @@ func TestNoSecretOfAFullConfigurationIsShown(t *testing.T) {
 	if i := strings.Index(shown, "sesame"); i >= 0 {
 		t.Errorf("a secret is shown: %s", shown[max(0, i-100):min(len(shown), i+100)])
 	}
-	if n := strings.Count(shown, hidden); n != 4 {
-		t.Errorf("%d secrets are hidden, want 4: two tokens and two header values", n)
+	if n := strings.Count(shown, hidden); n != 5 {
+		t.Errorf("%d secrets are hidden, want 5: two tokens, the secret of others and two header values", n)
 	}
 	for _, text := range []string{
 		`"token": "(hidden)"`, `"allow_token": "(hidden)"`, `"X-Partner-Key": "(hidden)"`, `"Authorization": "(hidden)"`,
+		`"secret": "(hidden)"`,
 		`"url": "redis://gateway:hidden@10.0.0.9:6379/3"`,
 	} {
 		if !strings.Contains(shown, text) {
@@ -97,6 +100,7 @@ func TestWhatIsNoSecretIsShownAsInTheFile(t *testing.T) {
 		`"listen": ":8080"`, `"10.0.0.0/8"`, `"http://127.0.0.1:9000"`, `"connect_timeout": "2s"`, `"name": "partner"`, `"host": "api.example.com"`,
 		`"path": "/v1/{id}"`, `"X-Present": "*"`, `"{header.X-User-Id}"`, `"refill_rate": "50/s"`, `"refill_rate": "0.5/m"`, `"capacity": 100`,
 		`"timeout": "40ms"`, `"idempotency_ttl": "1m0s"`, `"level": "info"`, `"ipv6_prefix": 64`,
+		`"issuer": "https://login.example.com"`, `"jwks_url": ""`, `"leeway": "0s"`, `"sha256": "2c70e12b7a0646f92279f427c7b38e7334d8e5389cff167a1dc30e73f826b683"`, `"user_id": "alice"`,
 	} {
 		if !strings.Contains(shown, text) {
 			t.Errorf("there is no %s in %s", text, shown)

@@ -34,6 +34,10 @@ type Config struct {
 	DrainTimeout time.Duration `yaml:"drain_timeout"`
 	// Limits bound what a client may take up.
 	Limits LimitsConfig `yaml:"limits"`
+	// JWT says which tokens {jwt.CLAIM} reads; nil for none.
+	JWT *JWTConfig `yaml:"jwt"`
+	// APIKeys is the table that {api_key.user_id} and {api_key.plan} read; nil for none.
+	APIKeys *APIKeysConfig `yaml:"api_keys"`
 	// Upstreams are the servers behind, by the name that routes use.
 	Upstreams map[string]UpstreamConfig `yaml:"upstreams"`
 	// Routes are tried in file order; the first match wins.

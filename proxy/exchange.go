@@ -140,8 +140,13 @@ func (x *exchange) checkBody() error {
 
 // refuse answers a request that a fault was found with, and ends the connection:
 // what follows on it can't be told from the rest of this request. Of an error that is
-// no refusal only the log says what it is.
+// no refusal only the log says what it is. Of credentials nothing is in doubt but
+// themselves: there the connection goes on.
 func (x *exchange) refuse(err error) bool {
+	if fault, ok := errors.AsType[*authFault](err); ok {
+		x.problem(fault.status, fault.detail, err)
+		return false
+	}
 	r, ok := errors.AsType[*refusal](err)
 	if !ok {
 		r = errUnreadable
@@ -173,10 +178,14 @@ func (x *exchange) isPreflight() bool {
 // admit asks the limiter. If the answer is no, or there is none, the client
 // gets it and admit says false.
 func (x *exchange) admit() bool {
-	if err := x.identify(); err != nil {
+	err := x.authenticate()
+	if err == nil {
+		err = x.identify()
+	}
+	if err != nil {
 		return x.refuse(err)
 	}
-	err := x.proxy.options.Limiter.Decide(&x.ask, &x.decision)
+	err = x.proxy.options.Limiter.Decide(&x.ask, &x.decision)
 	x.request.route.metrics.outcomes.Count(&x.decision, err)
 	if err != nil {
 		x.problem(fasthttp.StatusServiceUnavailable, "the store of the limits is unavailable", err)

@@ -18,14 +18,16 @@ type proxyMetrics struct {
 	panics *metrics.Counter
 	// problems counts the answers of our own by status; see problemStatuses.
 	problems map[int]*metrics.Counter
+	jwt      *jwtMetrics
 }
 
 // problemStatuses are those of our own answers.
-var problemStatuses = []int{400, 403, 404, 405, 408, 413, 414, 417, 431, statusClientLeft, 500, 502, 503, 504, 505}
+var problemStatuses = []int{400, 401, 403, 404, 405, 408, 413, 414, 417, 431, statusClientLeft, 500, 502, 503, 504, 505}
 
 func newProxyMetrics() *proxyMetrics {
 	m := &proxyMetrics{set: metrics.NewSet(), problems: map[int]*metrics.Counter{}}
 	m.panics = m.set.NewCounter(`r8limiter_panics_total{listener="proxy"}`)
+	m.jwt = newJWTMetrics(m.set)
 	for _, status := range problemStatuses {
 		m.problems[status] = m.set.NewCounter(fmt.Sprintf(`r8limiter_problems_total{status="%d"}`, status))
 	}
@@ -94,4 +96,5 @@ func (m *upstreamMetrics) failed(f fault) { m.faults[f].Inc() }
 func (p *Proxy) WriteMetrics(w io.Writer) {
 	p.metrics.set.WritePrometheus(w)
 	metrics.WriteGaugeUint64(w, `r8limiter_connections{listener="proxy"}`, uint64(p.server.connections()))
+	metrics.WriteGaugeUint64(w, "r8limiter_jwt_keys", uint64(p.jwt.keys()))
 }

@@ -44,6 +44,8 @@ type Proxy struct {
 	upstreams map[string]*upstream
 	metrics   *proxyMetrics
 	headers   limiter.HeaderSet
+	jwt       *jwtVerifier // nil where no tokens are verified
+	apiKeys   *apiKeys     // nil where there is no table
 	server    *server
 	exchanges sync.Pool
 	draining  atomic.Bool
@@ -61,7 +63,7 @@ func New(c Config, o Options) (*Proxy, error) {
 		options: o, trusted: c.TrustedProxies, prefix6: c.IPv6Prefix,
 		proxyProtocol: c.ProxyProtocol,
 		router:        newRouter(), upstreams: map[string]*upstream{},
-		metrics: newProxyMetrics(), headers: o.Limiter.Headers(),
+		metrics: newProxyMetrics(), headers: o.Limiter.Headers(), apiKeys: newAPIKeys(c.APIKeys),
 	}
 	for name, uc := range c.Upstreams {
 		options := uc.options(name)
@@ -73,10 +75,21 @@ func New(c Config, o Options) (*Proxy, error) {
 		u.metrics = newUpstreamMetrics(p.metrics.set, name, u)
 		p.upstreams[name] = u
 	}
+	claims := claimsRead(c.Routes)
+	if c.JWT != nil {
+		var err error
+		if p.jwt, err = newJWTVerifier(c.JWT, claims, p.metrics.jwt); err != nil {
+			return nil, fmt.Errorf("jwt: %w", err)
+		}
+	}
 	for i := range c.Routes {
 		rt, err := p.newRoute(i, &c.Routes[i])
 		if err != nil {
 			return nil, fmt.Errorf("route %s: %w", c.Routes[i].Name, err)
+		}
+		for _, t := range c.Routes[i].templates() {
+			t.bindClaims(claims)
+			rt.reads.note(&t)
 		}
 		p.router.add(rt, c.Routes[i].Match.Host)
 	}
@@ -88,6 +101,9 @@ func New(c Config, o Options) (*Proxy, error) {
 	p.server = newServer(p, c.Limits, o.TLS)
 	for _, u := range p.upstreams {
 		u.start()
+	}
+	if p.jwt != nil {
+		p.jwt.start(context.Background(), o.Log)
 	}
 	return p, nil
 }
@@ -125,10 +141,13 @@ func (p *Proxy) Serve(l net.Listener) error { return p.server.serve(l) }
 func (p *Proxy) Drain() { p.draining.Store(true) }
 
 // Shutdown stops accepting, waits for the requests in flight until ctx ends,
-// and closes the connections to the upstreams.
+// and closes the connections to the upstreams. What ran in the background has ended then.
 func (p *Proxy) Shutdown(ctx context.Context) error {
 	p.Drain()
 	err := p.server.shutdown(ctx)
+	if p.jwt != nil {
+		p.jwt.close()
+	}
 	for _, u := range p.upstreams {
 		u.close()
 	}

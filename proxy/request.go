@@ -71,6 +71,8 @@ type request struct {
 	client  netip.Addr
 	trusted bool // the peer's X-Forwarded-* are believed
 	prefix6 int
+	token   *verifiedToken // what the client's token says; nil: it showed none, or nobody reads it
+	key     *apiKey        // whose API key it showed; nil as for token
 
 	route    *route
 	segments [][]byte    // of the path, decoded

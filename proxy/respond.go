@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"strconv"
 	"strings"
 	"time"
@@ -25,6 +26,10 @@ func (x *exchange) problem(status int, detail string, cause error) {
 	switch status {
 	case fasthttp.StatusServiceUnavailable:
 		extra = "Retry-After: 1\r\n"
+	case fasthttp.StatusUnauthorized:
+		if fault, ok := errors.AsType[*authFault](cause); ok {
+			extra = "WWW-Authenticate: " + fault.challenge + "\r\n"
+		}
 	case fasthttp.StatusMethodNotAllowed:
 		extra = "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n"
 	}

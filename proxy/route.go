@@ -31,6 +31,7 @@ type route struct {
 	action   action
 	upstream *upstream
 	metrics  *routeMetrics
+	reads    reads
 }
 
 type headerMatch struct {

@@ -27,18 +27,25 @@ const (
 	fromHost
 	fromMethod
 	fromRoute
+	fromJWT
+	fromBasicUser
+	fromKeyUser
+	fromKeyPlan
 )
 
 // sources are the placeholders by name; those in named take an argument.
 var (
-	sources      = map[string]source{"client_ip": fromClientIP, "host": fromHost, "method": fromMethod, "route": fromRoute}
-	namedSources = map[string]source{"header": fromHeader, "query": fromQuery, "cookie": fromCookie, "path": fromPath}
+	sources = map[string]source{
+		"client_ip": fromClientIP, "host": fromHost, "method": fromMethod, "route": fromRoute,
+		"basic_user": fromBasicUser, "api_key.user_id": fromKeyUser, "api_key.plan": fromKeyPlan,
+	}
+	namedSources = map[string]source{"header": fromHeader, "query": fromQuery, "cookie": fromCookie, "path": fromPath, "jwt": fromJWT}
 )
 
 type templatePart struct {
 	from    source
-	arg     string // the literal text, or the name of the header, parameter, cookie or segment
-	segment int    // of fromPath: which segment of the path; set by bindPath
+	arg     string // the literal text, or the name of the header, parameter, cookie, segment or claim
+	index   int    // of fromPath: which segment of the path; of fromJWT: which claim; set by bindPath and bindClaims
 	filters []filter
 }
 
@@ -138,7 +145,7 @@ func parseSource(name string) (templatePart, error) {
 	from, ok := namedSources[kind]
 	switch {
 	case !ok:
-		return templatePart{}, fmt.Errorf("unknown placeholder {%s}; there are {header.N} {query.N} {cookie.N} {path.N} {client_ip} {host} {method} {route}", name)
+		return templatePart{}, fmt.Errorf("unknown placeholder {%s}; there are {header.N} {query.N} {cookie.N} {path.N} {jwt.CLAIM} {api_key.user_id} {api_key.plan} {basic_user} {client_ip} {host} {method} {route}", name)
 	case arg == "":
 		return templatePart{}, fmt.Errorf("{%s} needs a name, as in {%s.NAME}", name, kind)
 	case from == fromHeader && !isToken([]byte(arg)):
@@ -158,14 +165,14 @@ func (t *Template) bindPath(path pathPattern) error {
 		if !ok {
 			return fmt.Errorf("{path.%s}: match.path has no segment {%s}", p.arg, p.arg)
 		}
-		p.segment = segment
+		p.index = segment
 	}
 	return nil
 }
 
 // appendTo appends the value for r. A template is empty, and appends nothing,
 // if any of its placeholders is. err is the client's fault: a value that is
-// there twice or can't be decoded.
+// there twice or can't be decoded, or a claim that is no text.
 func (t *Template) appendTo(dst []byte, r *request) (out []byte, err error) {
 	start := len(dst)
 	for i := range t.parts {
@@ -196,13 +203,21 @@ func (p *templatePart) appendTo(dst []byte, r *request) ([]byte, error) {
 	case fromCookie:
 		return r.appendCookie(dst, p.arg)
 	case fromPath:
-		return append(dst, r.segments[p.segment]...), nil
+		return append(dst, r.segments[p.index]...), nil
 	case fromClientIP:
 		return r.appendClient(dst), nil
 	case fromHost:
 		return append(dst, r.host...), nil
 	case fromMethod:
 		return append(dst, r.method...), nil
+	case fromJWT:
+		return r.appendClaim(dst, p.index)
+	case fromBasicUser:
+		return r.appendBasicUser(dst)
+	case fromKeyUser:
+		return append(dst, r.key.userID()...), nil
+	case fromKeyPlan:
+		return append(dst, r.key.planName()...), nil
 	default:
 		return append(dst, r.route.name...), nil
 	}

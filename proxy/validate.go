@@ -34,6 +34,12 @@ func (c *Config) Validate(capacity func(resource string) int64, report func(path
 	if c.TLS != nil {
 		c.TLS.validate(func(key, problem string) { report("tls."+key, problem) })
 	}
+	if c.JWT != nil {
+		c.JWT.validate(func(key, problem string) { report(strings.TrimSuffix("jwt."+key, "."), problem) })
+	}
+	if c.APIKeys != nil {
+		c.APIKeys.validate(func(key, problem string) { report("api_keys."+key, problem) })
+	}
 	for name, u := range c.Upstreams {
 		at := func(key, problem string) { report("upstreams."+name+key, problem) }
 		u.validate(name, at)
@@ -202,6 +208,9 @@ func (c *Config) validateRoute(rt *RouteConfig, report func(key, problem string)
 	}
 	bind := func(key string, t Template) {
 		if err := t.bindPath(path); err != nil {
+			report(key, err.Error())
+		}
+		if err := c.checkSources(&t); err != nil {
 			report(key, err.Error())
 		}
 	}
