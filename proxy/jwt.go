@@ -91,11 +91,16 @@ func (v *jwtVerifier) close() {
 	}
 }
 
-// adopt takes over the keys that another verifier has fetched from the same
-// place, so that a reload is not a start without keys. It is called before start.
+// adopt takes over the keys that another verifier, which may be running, has fetched
+// from the same place, and when it did: so that a reload is not a start without keys,
+// and many reloads are not as many fetches. It is called before start.
 func (v *jwtVerifier) adopt(old *jwtVerifier) {
-	if old != nil && v.source != nil && old.source != nil && v.source.url == old.source.url {
-		v.ring.Store(old.ring.Load())
+	if old == nil || v.source == nil || old.source == nil || v.source.url != old.source.url {
+		return
+	}
+	if ring := old.ring.Load(); ring != nil {
+		v.ring.Store(ring)
+		v.source.resume(time.Unix(0, old.source.fetchedAt.Load()))
 	}
 }
 

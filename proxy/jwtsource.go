@@ -37,6 +37,8 @@ type keySource struct {
 	metrics *jwtMetrics
 	log     zerolog.Logger
 	failing bool // the last fetch failed
+	// fetchedAt is when the last fetch that did not fail was made, in Unix nanoseconds.
+	fetchedAt atomic.Int64
 
 	stop    context.CancelFunc // nil before start
 	running sync.WaitGroup
@@ -93,6 +95,12 @@ func (p *fetchPlan) asked() {
 	}
 }
 
+// resume goes on with the plan as if the last fetch had been ours.
+func (s *keySource) resume(last time.Time) {
+	s.plan.fetched(last, nil)
+	s.fetchedAt.Store(last.UnixNano())
+}
+
 // start fetches until ctx ends or close is called.
 func (s *keySource) start(ctx context.Context, log zerolog.Logger) {
 	s.log = log
@@ -117,7 +125,7 @@ func (s *keySource) wakeUp() {
 }
 
 func (s *keySource) run(ctx context.Context) {
-	next := time.NewTimer(0)
+	next := time.NewTimer(time.Until(s.plan.due)) // at once, unless it resumes
 	defer next.Stop()
 	for {
 		select {
@@ -130,7 +138,11 @@ func (s *keySource) run(ctx context.Context) {
 			if ctx.Err() != nil {
 				return
 			}
-			s.plan.fetched(time.Now(), err)
+			now := time.Now()
+			s.plan.fetched(now, err)
+			if err == nil {
+				s.fetchedAt.Store(now.UnixNano())
+			}
 			s.tell(err)
 		}
 		next.Reset(time.Until(s.plan.due))

@@ -246,6 +246,22 @@ func TestKeysAreTakenOverFromAVerifierOfTheSameIssuer(t *testing.T) {
 	if same.keys() != old.keys() || other.keys() != 0 || secret.keys() != 1 {
 		t.Errorf("got %d, %d and %d keys, want %d, 0 and 1", same.keys(), other.keys(), secret.keys(), old.keys())
 	}
+	eventually(t, "the fetch is noted", func() bool { return old.source.fetchedAt.Load() > 0 })
+	last := old
+	for range 50 { // a reload is no reason to ask the issuer
+		next := newVerifier(t, JWTConfig{JWKSURL: issuer.URL}, "sub")
+		next.source.plan = quickPlan
+		next.adopt(last.jwtVerifier)
+		next.start(context.Background(), zerolog.Nop())
+		last.close()
+		last = next
+	}
+	defer last.close()
+	if n := issuer.asked.Load(); n != 1 {
+		t.Errorf("the issuer was asked %d times, want once", n)
+	}
+	last.source.wakeUp()
+	eventually(t, "it still can be", func() bool { return issuer.asked.Load() == 2 })
 }
 
 func TestPlanOfFetches(t *testing.T) {
