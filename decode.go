@@ -132,6 +132,8 @@ func (d *decoder) value(n *yaml.Node, path string, v reflect.Value) {
 	}
 	_, isText := v.Addr().Interface().(encoding.TextUnmarshaler)
 	switch {
+	case isText && n.Kind == yaml.MappingNode && v.Kind() == reflect.Struct && v.NumField() > 0 && v.Type().Field(0).Tag.Get("yaml") != "":
+		d.structure(n, path, v) // it may be written in either way
 	case isText || v.Type() == reflect.TypeFor[time.Duration]():
 		d.scalar(n, path, v)
 	case v.Kind() == reflect.Pointer:

@@ -19,7 +19,13 @@ var secrets = map[string]bool{
 	"limiter.redis.password":          true,
 	"limiter.redis.sentinel_password": true,
 	"proxy.jwt.secret":                true,
-	"proxy.routes.match.headers.*":    true, // a header's wanted value may be a password
+	// What a header or a parameter must be may be a password.
+	"proxy.routes.match.headers.*.exact":  true,
+	"proxy.routes.match.headers.*.prefix": true,
+	"proxy.routes.match.headers.*.regexp": true,
+	"proxy.routes.match.query.*.exact":    true,
+	"proxy.routes.match.query.*.prefix":   true,
+	"proxy.routes.match.query.*.regexp":   true,
 }
 
 // redacted is c as JSON can show it, by the file's keys and without secrets.
@@ -86,7 +92,7 @@ func redactMap(v reflect.Value, path string) any {
 
 func redactText(text, path string) string {
 	switch {
-	case secrets[path] && text != "" && text != "*":
+	case secrets[path] && text != "":
 		return hidden
 	case path == "limiter.redis.url":
 		return redactURL(text)

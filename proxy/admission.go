@@ -35,7 +35,7 @@ func defaultConnections() int {
 func (s *server) enter(c *clientConn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.conns) >= s.limits.Connections {
+	if len(s.conns) >= s.limits().Connections {
 		return false
 	}
 	s.conns[c] = true
@@ -52,13 +52,13 @@ func (s *server) leave(c *clientConn) {
 // clientOf is what counts as one client of limits.connections_per_client; the
 // zero Addr is not counted.
 func (s *server) clientOf(peer netip.Addr) netip.Addr {
-	if s.limits.ConnectionsPerClient == 0 || !peer.IsValid() || contains(s.proxy.trusted, peer) {
+	if s.limits().ConnectionsPerClient == 0 || !peer.IsValid() || contains(s.proxy.rules.Load().trusted, peer) {
 		return netip.Addr{}
 	}
 	if peer.Is4() {
 		return peer
 	}
-	network, _ := peer.Prefix(s.proxy.prefix6)
+	network, _ := peer.Prefix(s.proxy.rules.Load().prefix6)
 	return network.Addr()
 }
 
@@ -68,7 +68,7 @@ func (s *server) count(client netip.Addr) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.perClient[client] >= s.limits.ConnectionsPerClient {
+	if s.perClient[client] >= s.limits().ConnectionsPerClient {
 		return false
 	}
 	s.perClient[client]++
@@ -125,7 +125,7 @@ func (s *server) unopened(c *clientConn, err error) {
 // listener: of many at a time most are closed at once, and may lose the answer.
 func (s *server) dismiss(c *clientConn) {
 	s.refuse(refusedTotal, addressOf(c.socket))
-	if s.away.Add(1) > int64(s.limits.Connections/16+1) {
+	if s.away.Add(1) > int64(s.limits().Connections/16+1) {
 		s.away.Add(-1)
 		if s.tls == nil {
 			_ = c.socket.SetWriteDeadline(time.Now().Add(acceptGrace))

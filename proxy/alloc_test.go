@@ -26,7 +26,7 @@ func allocRig(tb testing.TB, capacity int64) *rig {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	c.Routes = []RouteConfig{{Name: "all", Match: MatchConfig{Path: "/v1/{id}"}, Upstream: "api", UserID: []Template{user}}}
+	c.Routes = []RouteConfig{{Name: "all", Match: MatchConfig{Path: []string{"/v1/{id}"}}, Upstream: "api", UserID: []Template{user}}}
 	lc := limiter.DefaultConfig()
 	lc.Default.Capacity = capacity
 	p, err := New(c, Options{Limiter: limiter.New(lc, limiter.NewMemoryStore()), Log: zerolog.New(io.Discard)})

@@ -34,10 +34,9 @@ func (r *reads) note(t *Template) {
 	}
 }
 
-// templates are all of a route. Their parts are the route's own, so that what
-// is bound in one of these is bound.
+// templates are all of a route.
 func (c *RouteConfig) templates() []Template {
-	return append(slices.Clone(c.UserID), c.Resource, c.Cost)
+	return append(slices.Clone(c.UserID), c.Resource, c.Plan, c.Cost)
 }
 
 // claimsRead are the claims that routes read, each once: what is kept of a
@@ -80,14 +79,13 @@ func (c *Config) checkSources(t *Template) error {
 // authenticate verifies the credentials that the route reads or that every
 // request must show. It does so before any template is made: a template that is
 // tried earlier and has a value must not hide that they are wrong.
-func (x *exchange) authenticate() error {
-	r := &x.request
-	if v := x.proxy.jwt; v != nil && (v.required || r.route.reads.token) {
+func (rs *Rules) authenticate(r *request) error {
+	if v := rs.jwt; v != nil && (v.required || r.route.reads.token) {
 		if err := v.identify(r); err != nil {
 			return err
 		}
 	}
-	if k := x.proxy.apiKeys; k != nil && (k.required || r.route.reads.key) {
+	if k := rs.apiKeys; k != nil && (k.required || r.route.reads.key) {
 		return k.identify(r)
 	}
 	return nil

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+
+	"github.com/r8limiter/r8limiter/limiter"
 )
 
 // Config is what the file may say under `proxy`.
@@ -144,6 +146,8 @@ type RouteConfig struct {
 	UserID []Template `yaml:"user_id"`
 	// Resource is what is asked for; default the route's name.
 	Resource Template `yaml:"resource"`
+	// Plan names one of limiter.plans; empty: none, and the resource's own limits.
+	Plan Template `yaml:"plan"`
 	// Cost is the number of tokens: an integer, or a template of one. Default
 	// 1, also where the template is empty.
 	Cost Template `yaml:"cost"`
@@ -151,19 +155,31 @@ type RouteConfig struct {
 	Upstream string `yaml:"upstream"`
 	// Action is limit (default), bypass (forward, charge nothing) or block (403).
 	Action string `yaml:"action"`
+	// Shadow says that the limits are charged, counted and logged as ever, but that
+	// nobody is denied for them, and that answers don't tell of them.
+	Shadow bool `yaml:"shadow"`
+	// Enforce is the share of the users for whom the limits hold, as in 5%; for the
+	// others they are as with Shadow. Who it is depends on the route's name and the
+	// user alone, and who is in stays in as it grows. Default: all.
+	Enforce limiter.Percent `yaml:"enforce"`
 }
 
-// MatchConfig says which requests a route is for. What is left out matches any.
+// MatchConfig says which requests a route is for: all that is given must hold.
+// What is left out matches any.
 type MatchConfig struct {
-	// Host is exact, or *.example.com for every host below example.com.
-	Host string `yaml:"host"`
-	// Path is exact; a segment {name} matches any one segment, a last segment
-	// * matches any rest.
-	Path string `yaml:"path"`
+	// Host is one of these: exact, or *.example.com for every host below example.com.
+	Host []string `yaml:"host"`
+	// Path is one of these: exact; a segment {name} matches any one segment, a last
+	// segment * matches any rest.
+	Path []string `yaml:"path"`
 	// Methods are compared as they are written.
 	Methods []string `yaml:"methods"`
-	// Headers must all be there: with exactly this value, or with any for "*".
-	Headers map[string]string `yaml:"headers"`
+	// Headers must all be there, by their names.
+	Headers map[string]ValueMatch `yaml:"headers"`
+	// Query parameters must all be there, by their names.
+	Query map[string]ValueMatch `yaml:"query"`
+	// ClientIP are networks; the client's address is in one of them.
+	ClientIP []Prefix `yaml:"client_ip"`
 }
 
 // DefaultConfig is the configuration that a file is decoded over: no listener.

@@ -104,7 +104,7 @@ func (c *clientConn) serve() {
 // readHead waits for the head of the next request. io.EOF means that there is
 // no more to answer. Other errors are the client's fault.
 func (c *clientConn) readHead() error {
-	limits := &c.server.limits
+	limits := c.server.limits()
 	c.reader.reset()
 	c.head = nil
 	if c.read == c.end {
@@ -167,7 +167,7 @@ func headError(err error, limits *LimitsConfig) error {
 // awaitRequest waits for the first bytes of a request. While the proxy stops,
 // who is about to send one has lastWait to do so.
 func (c *clientConn) awaitRequest() error {
-	limits := &c.server.limits
+	limits := c.server.limits()
 	wait := limits.KeepAliveTimeout
 	if !c.served { // a new connection has nothing to wait for
 		wait = min(wait, limits.HeaderTimeout)
@@ -321,7 +321,7 @@ func (c *clientConn) peek() (n int, err error) {
 
 func (c *clientConn) parse(r *request) error {
 	r.secure = c.secure
-	if err := r.parseHead(c.head, &c.server.limits); err != nil {
+	if err := r.parseHead(c.head, c.server.limits()); err != nil {
 		return err
 	}
 	c.reader.begin(r.length)
@@ -345,7 +345,7 @@ func (c *clientConn) proceed(now time.Time) error {
 // send writes to the client. The deadline is moved only when a good part of
 // it is used up, which saves most requests from setting one.
 func (c *clientConn) send(p []byte, _ int, now time.Time) error {
-	wait := c.server.limits.WriteTimeout
+	wait := c.server.limits().WriteTimeout
 	if c.writeBy.Sub(now) < wait {
 		c.writeBy = now.Add(2 * wait)
 		if err := c.Conn.SetWriteDeadline(c.writeBy); err != nil {

@@ -147,7 +147,7 @@ func TestClientThatLeavesInItsBodyIsNoFaultOfTheUpstream(t *testing.T) {
 	c.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nsome")
 	c.Close()
 	<-ended
-	faults := rg.p.upstreams["api"].metrics.faults
+	faults := rg.p.rules.Load().upstreams["api"].metrics.faults
 	eventually(t, "the fault is counted", func() bool { return faults[faultClient].Get() == 1 })
 	for f := range faultCount {
 		if f != faultClient && faults[f].Get() != 0 {

@@ -16,6 +16,7 @@ import (
 // reused. Nothing in it outlives the answer.
 type exchange struct {
 	proxy    *Proxy
+	rules    *Rules // those in force when it began
 	client   client
 	request  request
 	ask      limiter.Request
@@ -44,7 +45,7 @@ type exchange struct {
 }
 
 func (x *exchange) reset() {
-	x.client, x.cause = nil, nil
+	x.client, x.rules, x.cause = nil, nil, nil
 	x.request.forget()
 	x.ask = limiter.Request{}
 	x.decided, x.closing, x.linger, x.cut = false, false, false, false
@@ -58,10 +59,7 @@ func (x *exchange) serve() bool {
 	if err := x.receive(); err != nil {
 		return x.refuse(err)
 	}
-	if err := x.proxy.router.checkMatched(&x.request); err != nil {
-		return x.refuse(err)
-	}
-	found, err := x.proxy.router.resolve(&x.request)
+	found, err := x.rules.find(&x.request)
 	if err != nil {
 		return x.refuse(err)
 	}
@@ -74,7 +72,7 @@ func (x *exchange) serve() bool {
 	case found.action == blockAction:
 		x.problem(fasthttp.StatusForbidden, "this route is blocked", errBlocked)
 		return false
-	case found.action == bypassAction || x.isPreflight():
+	case found.action == bypassAction || x.request.isPreflight():
 		return true
 	}
 	return x.admit()
@@ -90,13 +88,13 @@ var (
 // receive reads and checks the request.
 func (x *exchange) receive() error {
 	r := &x.request
-	r.prefix6 = x.proxy.prefix6
+	r.prefix6 = x.rules.prefix6
 	if err := x.client.parse(r); err != nil {
 		return err
 	}
 	x.closing = x.closing || r.close
 	r.upgrade = upgradeOf(r)
-	r.client, r.trusted = clientAddress(r, x.proxy.trusted)
+	r.client, r.trusted = clientAddress(r, x.rules.trusted)
 	x.name()
 	return x.checkBody()
 }
@@ -122,7 +120,7 @@ var (
 )
 
 func (x *exchange) checkBody() error {
-	if limits := &x.proxy.server.limits; x.request.length > limits.BodyBytes {
+	if limits := &x.rules.client; x.request.length > limits.BodyBytes {
 		return tooLargeBody(limits)
 	}
 	for i := range x.request.fields {
@@ -162,13 +160,13 @@ func (x *exchange) abandon() { x.closing, x.linger = true, true }
 
 // isPreflight says whether this is a CORS preflight, which a browser sends by
 // itself and which is never charged.
-func (x *exchange) isPreflight() bool {
-	if string(x.request.method) != "OPTIONS" {
+func (r *request) isPreflight() bool {
+	if string(r.method) != "OPTIONS" {
 		return false
 	}
 	origin, method := false, false
-	for i := range x.request.fields {
-		name := x.request.fields[i].name
+	for i := range r.fields {
+		name := r.fields[i].name
 		origin = origin || equalFold(name, "Origin")
 		method = method || equalFold(name, "Access-Control-Request-Method")
 	}
@@ -178,13 +176,14 @@ func (x *exchange) isPreflight() bool {
 // admit asks the limiter. If the answer is no, or there is none, the client
 // gets it and admit says false.
 func (x *exchange) admit() bool {
-	err := x.authenticate()
+	err := x.rules.authenticate(&x.request)
 	if err == nil {
-		err = x.identify()
+		x.ids, err = x.request.identify(x.ids[:0], &x.ask)
 	}
 	if err != nil {
 		return x.refuse(err)
 	}
+	x.ask.Limits = x.rules.limits
 	err = x.proxy.options.Limiter.Decide(&x.ask, &x.decision)
 	x.request.route.metrics.outcomes.Count(&x.decision, err)
 	if err != nil {

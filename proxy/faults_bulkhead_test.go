@@ -67,7 +67,7 @@ func TestFullUpstreamSays503AndRecovers(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "the queue is full", func() bool { return rg.p.upstreams["api"].targets[0].load() == 2*conns })
+	eventually(t, "the queue is full", func() bool { return rg.p.rules.Load().upstreams["api"].targets[0].load() == 2*conns })
 	start := time.Now()
 	if got := rg.statusOf(t, plainGet); got != "503" || time.Since(start) > wait/2 {
 		t.Errorf("beyond the queue: got %s after %v, want 503 at once", got, time.Since(start))
@@ -240,7 +240,7 @@ func TestFaultsOfClientsThatLeaveLeaveNothing(t *testing.T) {
 			c.Close()
 		}
 		eventually(t, "all connections are gone", func() bool {
-			return rg.p.server.connections() == 0 && rg.p.upstreams["api"].openConns() == 0
+			return rg.p.server.connections() == 0 && rg.p.rules.Load().upstreams["api"].openConns() == 0
 		})
 		slowest = max(slowest, time.Since(start))
 	}
@@ -305,6 +305,6 @@ func TestFaultsOfAClientThatStopsReading(t *testing.T) {
 	}
 	t.Logf("cut off %v after the last read", time.Since(start))
 	eventually(t, "no connection is left", func() bool {
-		return rg.p.server.connections() == 0 && rg.p.upstreams["api"].openConns() == 0
+		return rg.p.server.connections() == 0 && rg.p.rules.Load().upstreams["api"].openConns() == 0
 	})
 }

@@ -226,7 +226,7 @@ func TestFaultsOfALongDayLeaveNothing(t *testing.T) {
 	eventually(t, "all connections of clients are gone", func() bool { return rg.p.server.connections() == 0 })
 	eventually(t, "nothing is left over", func() bool {
 		now := inHand(t)
-		open := 2 * rg.p.upstreams["api"].openConns() // both ends are of this process
+		open := 2 * rg.p.rules.Load().upstreams["api"].openConns() // both ends are of this process
 		return now.goroutines <= before.goroutines+open/2+4 && now.files <= before.files+open+4
 	})
 	if grown := heapBytes() - half; grown > 4<<20 {

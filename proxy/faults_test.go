@@ -45,7 +45,7 @@ func pairRig(t *testing.T, script func(p *peer), more func(c *Config)) (rg *rig,
 		}
 		c.Upstreams["good"] = UpstreamConfig{Targets: []string{good.target()}}
 		c.Routes = []RouteConfig{
-			{Name: "good", Match: MatchConfig{Path: "/good"}, Upstream: "good", Action: "bypass"},
+			{Name: "good", Match: MatchConfig{Path: []string{"/good"}}, Upstream: "good", Action: "bypass"},
 			{Name: "all", Upstream: "api", Action: "bypass"},
 		}
 		if more != nil {
@@ -189,7 +189,7 @@ func (f *upstreamFault) try(t *testing.T) {
 		t.Errorf("the upstream got %d requests, want %d", got, f.attempts)
 	}
 	eventually(t, "the fault is counted, and no other", func() bool { return rg.faults(f.kind) == 1 })
-	eventually(t, "no connection is left", func() bool { return rg.p.upstreams["api"].openConns() == 0 })
+	eventually(t, "no connection is left", func() bool { return rg.p.rules.Load().upstreams["api"].openConns() == 0 })
 }
 
 // ask makes a request and reads its answer to the end.

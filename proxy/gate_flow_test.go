@@ -115,7 +115,7 @@ func TestUploadOverTheCapReadsItsWhole413(t *testing.T) {
 func TestBodyOfADeniedRequestIsNeverTheNextRequest(t *testing.T) {
 	rg, up := rawRig(t, 1, always(okAnswer), func(c *Config) {
 		c.Routes = []RouteConfig{
-			{Name: "free", Match: MatchConfig{Path: "/free"}, Upstream: "api", Action: "bypass"},
+			{Name: "free", Match: MatchConfig{Path: []string{"/free"}}, Upstream: "api", Action: "bypass"},
 			{Name: "all", Upstream: "api"},
 		}
 	})
@@ -259,7 +259,7 @@ func TestBodyBelowTheLeastRateIs408(t *testing.T) {
 	defer raw.Close()
 	c := &clientConn{Conn: raw, socket: raw, server: p.server}
 	c.reader.conn = c
-	rate, p10 := int64(p.server.limits.MinBodyRate), make([]byte, 10)
+	rate, p10 := int64(p.server.limits().MinBodyRate), make([]byte, 10)
 	for size, want := range map[int64]string{
 		rate:       "the request body arrives at less than 240 bytes per second",
 		2*rate + 1: "<nil>",

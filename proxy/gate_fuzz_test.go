@@ -42,11 +42,11 @@ func gateTakes(p *Proxy, raw []byte, size int) (all []taken) {
 	c := &clientConn{Conn: wire, socket: wire, server: p.server}
 	c.reader.conn = c
 	for c.readHead() == nil {
-		x := &exchange{proxy: p, client: c}
-		if x.receive() != nil || p.router.checkMatched(&x.request) != nil {
+		x := &exchange{proxy: p, rules: p.rules.Load(), client: c}
+		if x.receive() != nil || p.rules.Load().router.checkMatched(&x.request) != nil {
 			return all
 		}
-		if _, err := p.router.resolve(&x.request); err != nil {
+		if _, err := p.rules.Load().router.resolve(&x.request); err != nil {
 			return all
 		}
 		r := &x.request

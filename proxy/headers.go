@@ -194,14 +194,14 @@ func appendFraming(dst []byte, r *request) []byte {
 // appendLimits appends the fields that tell the client its limits.
 func (x *exchange) appendLimits(dst []byte, status int) []byte {
 	d := &x.decision
-	if !x.decided || status >= 300 && status < 400 || len(d.Limits) == 0 {
+	if !x.decided || x.ask.Shadow || status >= 300 && status < 400 || len(d.Limits) == 0 {
 		return dst
 	}
-	if x.proxy.headers.Draft {
+	if x.rules.headers.Draft {
 		dst = append(d.AppendPolicy(append(dst, "RateLimit-Policy: "...)), "\r\n"...)
 		dst = append(d.AppendRateLimit(append(dst, "RateLimit: "...)), "\r\n"...)
 	}
-	if binding := d.Binding(); x.proxy.headers.Legacy && binding != nil {
+	if binding := d.Binding(); x.rules.headers.Legacy && binding != nil {
 		dst = append(strconv.AppendInt(append(dst, "X-RateLimit-Limit: "...), binding.Capacity, 10), "\r\n"...)
 		dst = append(strconv.AppendInt(append(dst, "X-RateLimit-Remaining: "...), int64(d.TokensLeft()), 10), "\r\n"...)
 		dst = append(strconv.AppendInt(append(dst, "X-RateLimit-Reset: "...), ceilSeconds(d.Reset()), 10), "\r\n"...)

@@ -387,7 +387,7 @@ func TestClientGetsRetryAfterWhereNoTargetIsHealthy(t *testing.T) {
 	if got := conn.answer("GET"); !strings.HasPrefix(got, "HTTP/1.1 200 ") {
 		t.Errorf("got %q", got)
 	}
-	for _, target := range rg.p.upstreams["api"].targets {
+	for _, target := range rg.p.rules.Load().upstreams["api"].targets {
 		target.eject("test")
 	}
 	conn.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")

@@ -25,14 +25,15 @@ const (
 // HPACK, flow control and what bounds floods of frames are x/net's.
 type http2Server struct {
 	server *server
-	base   http.Server // has no listener: it is for its time-outs and Shutdown
+	limits LimitsConfig // that it was made with
+	base   http.Server  // has no listener: it is for its time-outs and Shutdown
 	frames http2.Server
 }
 
 func newHTTP2Server(s *server) *http2Server {
-	l := &s.limits
+	l := s.limits()
 	h := &http2Server{
-		server: s,
+		server: s, limits: *l,
 		base: http.Server{
 			ErrorLog: log.New(io.Discard, "", 0),
 			// Ours is stream.measure, which answers. From here on x/net ends the

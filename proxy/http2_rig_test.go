@@ -56,7 +56,7 @@ func newH2Rig(t *testing.T, capacity int64, script func(p *peer), more func(c *C
 	c := DefaultConfig()
 	c.Upstreams = map[string]UpstreamConfig{"api": {Targets: []string{up.target()}}}
 	c.Routes = []RouteConfig{
-		{Name: "blocked", Match: MatchConfig{Path: "/internal/*"}, Action: "block"},
+		{Name: "blocked", Match: MatchConfig{Path: []string{"/internal/*"}}, Action: "block"},
 		{Name: "all", Upstream: "api", UserID: []Template{template(t, "{header.X-User-Id}")}},
 	}
 	if more != nil {

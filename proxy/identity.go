@@ -15,6 +15,12 @@ func clientAddress(r *request, trusted []Prefix) (client netip.Addr, peerTrusted
 	if !contains(trusted, client) {
 		return client, false
 	}
+	return forwardedFor(r, client, trusted), true
+}
+
+// forwardedFor walks X-Forwarded-For from the right, on behalf of a peer that is
+// believed, to the first hop that is not one of ours.
+func forwardedFor(r *request, client netip.Addr, trusted []Prefix) netip.Addr {
 	for i := len(r.fields) - 1; i >= 0; i-- {
 		if !equalFold(r.fields[i].name, "X-Forwarded-For") {
 			continue
@@ -28,15 +34,15 @@ func clientAddress(r *request, trusted []Prefix) (client netip.Addr, peerTrusted
 			}
 			addr, ok := parseHop(trimSpace(hop))
 			if !ok {
-				return client, true
+				return client
 			}
 			client = addr
 			if !contains(trusted, client) {
-				return client, true
+				return client
 			}
 		}
 	}
-	return client, true
+	return client
 }
 
 // parseHop reads an address with or without port, brackets or zone.
@@ -80,11 +86,10 @@ func (r *request) appendClient(dst []byte) []byte {
 	return network.AppendTo(dst)
 }
 
-// identify fills in who asks for what at which cost. What lies in it belongs
-// to ask's memory.
-func (x *exchange) identify() error {
-	r, rt := &x.request, x.request.route
-	ids := x.ids[:0]
+// identify fills in who asks for what by which plan at which cost. What lies in ask
+// belongs to the memory of ids, which is returned.
+func (r *request) identify(ids []byte, ask *limiter.Request) ([]byte, error) {
+	rt := r.route
 	var err error
 	for i := range rt.userID {
 		if ids, err = rt.userID[i].appendTo(ids, r); err != nil || len(ids) > 0 {
@@ -101,27 +106,38 @@ func (x *exchange) identify() error {
 	if err == nil && len(ids) == user {
 		ids = append(ids, rt.name...)
 	}
-	x.ids = ids
-	x.ask.User, x.ask.Resource, x.ask.Cost = ids[:user:user], ids[user:], 1
-	if err != nil || !rt.cost.isSet() {
-		return err
+	resource := len(ids)
+	if err == nil {
+		ids, err = rt.plan.appendTo(ids, r)
 	}
-	return x.price(&rt.cost)
+	ask.User, ask.Resource, ask.Plan, ask.Cost = ids[:user:user], ids[user:resource:resource], ids[resource:], 1
+	if err != nil {
+		return ids, err
+	}
+	ask.Shadow = rt.isShadowFor(ask.User)
+	if rt.cost.isSet() {
+		ask.Cost, ids, err = r.price(ids)
+	}
+	return ids, err
 }
 
-// price reads the cost; an empty template costs 1.
-func (x *exchange) price(cost *Template) error {
-	end := len(x.ids)
-	text, err := cost.appendTo(x.ids, &x.request)
+// isShadowFor says whether the route's limits don't hold for a user.
+func (rt *route) isShadowFor(user []byte) bool {
+	return rt.shadow || !rt.enforce.Includes(rt.name, user)
+}
+
+// price reads the cost; an empty template costs 1. It uses the memory behind ids.
+func (r *request) price(ids []byte) (cost int64, memory []byte, err error) {
+	end := len(ids)
+	text, err := r.route.cost.appendTo(ids, r)
 	if err != nil || len(text) == end {
-		return err
+		return 1, ids, err
 	}
 	n, ok := parseCost(text[end:])
 	if !ok {
-		return badRequest("the cost of the request is no integer from 0 to 1000000000")
+		return 1, ids, badRequest("the cost of the request is no integer from 0 to 1000000000")
 	}
-	x.ask.Cost = n
-	return nil
+	return n, text[:end], nil
 }
 
 // parseCost reads a decimal integer from 0 to limiter.MaxCost.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"reflect"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -19,6 +20,7 @@ const maxToken = 8 << 10
 // jwtVerifier verifies the tokens of Authorization: Bearer as proxy.jwt says.
 // It is safe for concurrent use; a request never waits in it for anything.
 type jwtVerifier struct {
+	config     JWTConfig
 	required   bool
 	algorithms []string // that a token may name; all of one kind, see newJWTVerifier
 	claims     []claim  // that routes read; templates hold the index
@@ -42,7 +44,7 @@ var (
 // Which algorithms there are depends on where the keys are from, and each key has
 // its own: a token can't have a public key taken for a secret (RFC 8725 section 3.1).
 func newJWTVerifier(c *JWTConfig, claims []string, m *jwtMetrics) (*jwtVerifier, error) {
-	v := &jwtVerifier{required: c.Required, algorithms: publicAlgorithms, claims: newClaims(claims), metrics: m, now: time.Now}
+	v := &jwtVerifier{config: *c, required: c.Required, algorithms: publicAlgorithms, claims: newClaims(claims), metrics: m, now: time.Now}
 	v.parser = c.parser(func() time.Time { return v.now() })
 	switch {
 	case c.Secret != "":
@@ -84,9 +86,29 @@ func (v *jwtVerifier) start(ctx context.Context, log zerolog.Logger) {
 	}
 }
 
-// close ends what start began, and waits for it.
+// begin starts v, on which nil is nothing, in place of the verifier of old, which may
+// be nil.
+func (v *jwtVerifier) begin(old *Rules, log zerolog.Logger) {
+	if v == nil {
+		return
+	}
+	if old != nil {
+		v.adopt(old.jwt)
+	}
+	v.start(context.Background(), log)
+}
+
+// isSame says whether old verifies the same tokens in the same way for the same claims.
+func (v *jwtVerifier) isSame(old *jwtVerifier) bool {
+	if old == nil || !reflect.DeepEqual(v.config, old.config) || !reflect.DeepEqual(v.claims, old.claims) {
+		return false
+	}
+	return v.config.JWKSFile == "" || v.ring.Load().sum == old.ring.Load().sum
+}
+
+// close ends what start began, and waits for it. On nil it does nothing.
 func (v *jwtVerifier) close() {
-	if v.source != nil {
+	if v != nil && v.source != nil {
 		v.source.close()
 	}
 }

@@ -64,7 +64,7 @@ func TestRequestWithACachedTokenAllocatesNothing(t *testing.T) {
 	if got := testing.AllocsPerRun(2000, once); got != 0 {
 		t.Errorf("%v allocations a request, want none", got)
 	}
-	if hits, verified := rg.p.jwt.metrics.hits.Get(), rg.p.jwt.metrics.results[tokenOK].Get(); hits < 2000 || verified != 1 {
+	if hits, verified := rg.p.rules.Load().jwt.metrics.hits.Get(), rg.p.rules.Load().jwt.metrics.results[tokenOK].Get(); hits < 2000 || verified != 1 {
 		t.Errorf("%d hits and %d verifications: this is no test of the cache", hits, verified)
 	}
 }

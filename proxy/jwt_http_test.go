@@ -20,19 +20,19 @@ func identityRoutes(t *testing.T, c *Config) {
 		return all
 	}
 	c.Routes = []RouteConfig{
-		{Name: "open", Match: MatchConfig{Path: "/open"}, Upstream: "api"},
-		{Name: "bypass", Match: MatchConfig{Path: "/bypass"}, Upstream: "api", Action: "bypass"},
-		{Name: "block", Match: MatchConfig{Path: "/block"}, Action: "block"},
-		{Name: "basic", Match: MatchConfig{Path: "/basic"}, Upstream: "api", UserID: templates("{basic_user|lower}", "anonymous")},
+		{Name: "open", Match: MatchConfig{Path: []string{"/open"}}, Upstream: "api"},
+		{Name: "bypass", Match: MatchConfig{Path: []string{"/bypass"}}, Upstream: "api", Action: "bypass"},
+		{Name: "block", Match: MatchConfig{Path: []string{"/block"}}, Action: "block"},
+		{Name: "basic", Match: MatchConfig{Path: []string{"/basic"}}, Upstream: "api", UserID: templates("{basic_user|lower}", "anonymous")},
 	}
 	if c.JWT != nil {
 		c.Routes = append(c.Routes,
-			RouteConfig{Name: "token", Match: MatchConfig{Path: "/token"}, Upstream: "api", UserID: templates("{jwt.realm.tenant}:{jwt.sub|lower}", "{header.X-User-Id}", "nobody")},
-			RouteConfig{Name: "late", Match: MatchConfig{Path: "/late"}, Upstream: "api", UserID: templates("{header.X-User-Id}", "{jwt.list}"), Cost: template(t, "{jwt.cost}")},
+			RouteConfig{Name: "token", Match: MatchConfig{Path: []string{"/token"}}, Upstream: "api", UserID: templates("{jwt.realm.tenant}:{jwt.sub|lower}", "{header.X-User-Id}", "nobody")},
+			RouteConfig{Name: "late", Match: MatchConfig{Path: []string{"/late"}}, Upstream: "api", UserID: templates("{header.X-User-Id}", "{jwt.list}"), Cost: template(t, "{jwt.cost}")},
 		)
 	}
 	if c.APIKeys != nil {
-		c.Routes = append(c.Routes, RouteConfig{Name: "key", Match: MatchConfig{Path: "/key"}, Upstream: "api",
+		c.Routes = append(c.Routes, RouteConfig{Name: "key", Match: MatchConfig{Path: []string{"/key"}}, Upstream: "api",
 			UserID: templates("{api_key.user_id}", "nobody"), Resource: template(t, "{api_key.plan}")})
 	}
 }
@@ -46,8 +46,8 @@ func identityRig(t *testing.T, tokens *JWTConfig, keys *APIKeysConfig) *rig {
 	c.Upstreams = map[string]UpstreamConfig{"api": {Targets: []string{"http://" + up.addr}}}
 	identityRoutes(t, &c)
 	rg := startRig(t, c, up, newLimiter(t, 1000))
-	if rg.p.jwt != nil {
-		rg.p.jwt.now = func() time.Time { return testTime }
+	if rg.p.rules.Load().jwt != nil {
+		rg.p.rules.Load().jwt.now = func() time.Time { return testTime }
 	}
 	return rg
 }

@@ -49,6 +49,14 @@ func defaultLimits() LimitsConfig {
 	}
 }
 
+// withDefaults fills in what depends on the process.
+func (l LimitsConfig) withDefaults() LimitsConfig {
+	if l.Connections == 0 {
+		l.Connections = defaultConnections()
+	}
+	return l
+}
+
 // bodyGrace is how long a body may be waited for before its rate counts.
 const bodyGrace = 10 * time.Second
 

@@ -29,13 +29,13 @@ func (x *exchange) record() {
 
 // event begins the line about x, or is nil if there is to be none.
 func (x *exchange) event() *zerolog.Event {
-	o := &x.proxy.options
+	o, which := &x.proxy.options, x.rules.logRequests
 	denied := x.status >= 400 && (!x.decided || !x.decision.Allowed || x.cause != nil)
 	trouble := x.cause != nil && (x.status >= 500 || isTrouble(x.cause))
 	switch {
-	case trouble && (o.LogRequests != LogNone || x.proxy.isNews(x.start)):
+	case trouble && (which != LogNone || x.proxy.isNews(x.start)):
 		return o.Log.Warn()
-	case trouble, o.LogRequests == LogNone, o.LogRequests == LogDenied && !denied:
+	case trouble, which == LogNone, which == LogDenied && !denied:
 		return nil
 	}
 	return o.Log.Info()
@@ -90,6 +90,9 @@ func (x *exchange) describeDecision(e *zerolog.Event) {
 		return
 	}
 	e.Bytes("user_id", logged(x.ask.User)).Bytes("resource", logged(x.ask.Resource)).Int64("cost", x.ask.Cost)
+	if len(x.ask.Plan) > 0 {
+		e.Bytes("plan", logged(x.ask.Plan))
+	}
 	d := &x.decision
 	switch {
 	case !x.decided:

@@ -71,9 +71,15 @@ func parameter(name, fault string) error {
 
 // appendQuery appends the decoded value of the one parameter of that name.
 func (r *request) appendQuery(dst []byte, name string) ([]byte, error) {
-	start, seen := len(dst), false
+	dst, _, err := r.findQuery(dst, name)
+	return dst, err
+}
+
+// findQuery is appendQuery that says whether there is such a parameter.
+func (r *request) findQuery(dst []byte, name string) (out []byte, seen bool, err error) {
+	start := len(dst)
 	if bytes.Count(r.query, []byte{'&'})+bytes.Count(r.query, []byte{';'}) >= maxParameters {
-		return dst, parameter(name, "is read, but there are more than 1000 parameters")
+		return dst, false, parameter(name, "is read, but there are more than 1000 parameters")
 	}
 	for query := r.query; len(query) > 0; {
 		var pair []byte
@@ -85,23 +91,23 @@ func (r *request) appendQuery(dst []byte, name string) ([]byte, error) {
 		}
 		switch {
 		case err != nil:
-			return dst[:start], err
+			return dst[:start], false, err
 		case !match:
 			continue
 		case seen:
-			return dst[:start], parameter(name, "is there more than once")
+			return dst[:start], false, parameter(name, "is there more than once")
 		}
 		seen = true
 		end := len(dst)
 		var ok bool
 		if dst, ok = appendUnescaped(dst, value); !ok {
-			return dst[:start], parameter(name, "can't be decoded")
+			return dst[:start], false, parameter(name, "can't be decoded")
 		}
 		if bytes.IndexByte(dst[end:], 0) >= 0 {
-			return dst[:start], parameter(name, "holds a NUL")
+			return dst[:start], false, parameter(name, "holds a NUL")
 		}
 	}
-	return dst, nil
+	return dst, seen, nil
 }
 
 // isParameter says whether key is name once it is decoded. A key that can't be

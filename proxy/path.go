@@ -350,33 +350,44 @@ func withoutEmpty(segments [][]byte) [][]byte {
 // resolve finds the route of r: the one that every reading of the path leads to,
 // with the same values for the segments that the route names. nil: no route.
 func (rt *router) resolve(r *request) (*route, error) {
-	r.segments = r.segments[:0]
+	err := rt.findWay(r)
+	if r.way == nil || err != nil {
+		return nil, err
+	}
+	return r.way.route, nil
+}
+
+// findWay sets r.way, nil for no route, and the segments that it names.
+func (rt *router) findWay(r *request) error {
+	r.segments, r.way = r.segments[:0], nil
 	rt.findRoots(r)
 	if r.path[0] != '/' { // OPTIONS *
-		return match(r, nil), nil
+		r.way = match(r, nil)
+		return nil
 	}
 	if isPlain(r.path) {
 		r.segments = splitPlain(r.segments, r.path)
-		return match(r, r.segments), nil
+		r.way = match(r, r.segments)
+		return nil
 	}
 	points, escaped, err := readings(r.path)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if !escaped {
 		r.segments = splitPlain(r.segments, r.path)
 	} else {
 		r.segments, r.scratch = splitDecoded(r.segments, r.scratch, r.path)
 	}
-	found := match(r, r.segments)
+	r.way = match(r, r.segments)
 	if points == 0 {
-		return found, nil
+		return nil
 	}
-	return found, rt.checkUnanimous(r, found, points)
+	return rt.checkUnanimous(r, points)
 }
 
-// checkUnanimous refuses r unless every combination of the points leads to found.
-func (rt *router) checkUnanimous(r *request, found *route, points reading) error {
+// checkUnanimous refuses r unless every combination of the points leads where r.way does.
+func (rt *router) checkUnanimous(r *request, points reading) error {
 	var dotted, encoded pathParts
 	var ok bool
 	if r.scratch, ok = dotted.cutInto(r.scratch, r.path, true); !ok {
@@ -395,20 +406,24 @@ func (rt *router) checkUnanimous(r *request, found *route, points reading) error
 			ps = &encoded
 		}
 		segments := ps.segmentsAs(memory[:0], as)
-		if match(r, segments) != found || !found.sameParams(r.segments, segments) {
+		if !r.way.isSame(r.segments, match(r, segments), segments) {
 			return errAmbiguousPath
 		}
 	}
 	return nil
 }
 
-// sameParams says whether the segments that the route names are the same.
-func (rt *route) sameParams(a, b [][]byte) bool {
-	if rt == nil {
-		return true
+// isSame says whether another way leads to the same route, with the same values for
+// the segments that it names.
+func (w *way) isSame(segments [][]byte, other *way, otherSegments [][]byte) bool {
+	if w == nil || other == nil {
+		return w == other
 	}
-	for _, segment := range rt.path.params {
-		if !bytes.Equal(a[segment], b[segment]) {
+	if w.route != other.route {
+		return false
+	}
+	for i, at := range w.at {
+		if !bytes.Equal(segments[at], otherSegments[other.at[i]]) {
 			return false
 		}
 	}

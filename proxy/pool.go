@@ -143,7 +143,7 @@ func (t *target) leave() {
 func (t *target) release(c *upstreamConn) {
 	c.rest()
 	t.mu.Lock()
-	if t.closed || !t.isCurrentLocked(c) {
+	if t.closed || t.retired || !t.isCurrentLocked(c) {
 		t.mu.Unlock()
 		t.discard(c)
 		return
@@ -213,6 +213,18 @@ func (t *target) close() {
 	t.closeIdleLocked(len(t.idle))
 	for t.grantLocked(grant{err: &upstreamError{faultConnect, errClosed}}) {
 	}
+}
+
+// retire closes the idle connections at once and the others behind the request
+// that has them. New ones are still dialled for those who ask.
+func (t *target) retire() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.retired = true
+	if t.sweeper != nil {
+		t.sweeper.Stop()
+	}
+	t.closeIdleLocked(len(t.idle))
 }
 
 // load counts the requests that are in flight or wait for a connection.

@@ -38,14 +38,8 @@ type Options struct {
 // Proxy is the proxy listener.
 type Proxy struct {
 	options   Options
-	trusted   []Prefix
-	prefix6   int
-	router    *router
-	upstreams map[string]*upstream
+	rules     atomic.Pointer[Rules] // in force; see Commit
 	metrics   *proxyMetrics
-	headers   limiter.HeaderSet
-	jwt       *jwtVerifier // nil where no tokens are verified
-	apiKeys   *apiKeys     // nil where there is no table
 	server    *server
 	exchanges sync.Pool
 	draining  atomic.Bool
@@ -59,79 +53,19 @@ type Proxy struct {
 
 // New builds a proxy from a configuration that Validate found no fault with.
 func New(c Config, o Options) (*Proxy, error) {
-	p := &Proxy{
-		options: o, trusted: c.TrustedProxies, prefix6: c.IPv6Prefix,
-		proxyProtocol: c.ProxyProtocol,
-		router:        newRouter(), upstreams: map[string]*upstream{},
-		metrics: newProxyMetrics(), headers: o.Limiter.Headers(), apiKeys: newAPIKeys(c.APIKeys),
-	}
-	for name, uc := range c.Upstreams {
-		options := uc.options(name)
-		options.log = o.Log
-		u, err := newUpstream(options)
-		if err != nil {
-			return nil, fmt.Errorf("upstream %s: %w", name, err)
-		}
-		u.metrics = newUpstreamMetrics(p.metrics.set, name, u)
-		p.upstreams[name] = u
-	}
-	claims := claimsRead(c.Routes)
-	if c.JWT != nil {
-		var err error
-		if p.jwt, err = newJWTVerifier(c.JWT, claims, p.metrics.jwt); err != nil {
-			return nil, fmt.Errorf("jwt: %w", err)
-		}
-	}
-	for i := range c.Routes {
-		rt, err := p.newRoute(i, &c.Routes[i])
-		if err != nil {
-			return nil, fmt.Errorf("route %s: %w", c.Routes[i].Name, err)
-		}
-		for _, t := range c.Routes[i].templates() {
-			t.bindClaims(claims)
-			rt.reads.note(&t)
-		}
-		p.router.add(rt, c.Routes[i].Match.Host)
-	}
+	p := &Proxy{options: o, proxyProtocol: c.ProxyProtocol, metrics: newProxyMetrics()}
 	p.exchanges.New = func() any {
 		x := &exchange{proxy: p}
 		x.onInterim = x.interim
 		return x
 	}
-	p.server = newServer(p, c.Limits, o.TLS)
-	for _, u := range p.upstreams {
-		u.start()
-	}
-	if p.jwt != nil {
-		p.jwt.start(context.Background(), o.Log)
-	}
-	return p, nil
-}
-
-func (p *Proxy) newRoute(index int, c *RouteConfig) (*route, error) {
-	path, err := parsePath(c.Match.Path)
+	rs, err := p.Prepare(c, Terms{LogRequests: o.LogRequests})
 	if err != nil {
 		return nil, err
 	}
-	rt := &route{
-		index: index, name: c.Name, path: path, methods: c.Match.Methods,
-		userID: c.UserID, resource: c.Resource, cost: c.Cost,
-		action: actions[c.Action], upstream: p.upstreams[c.Upstream],
-		metrics: newRouteMetrics(p.metrics.set, c.Name, p.options.Limiter.Outcomes(c.Name)),
-	}
-	for name, value := range c.Match.Headers {
-		rt.headers = append(rt.headers, headerMatch{name: name, value: value, any: value == "*"})
-	}
-	templates := []*Template{&rt.resource, &rt.cost}
-	for i := range rt.userID {
-		templates = append(templates, &rt.userID[i])
-	}
-	for _, t := range templates {
-		if err := t.bindPath(path); err != nil {
-			return nil, err
-		}
-	}
-	return rt, nil
+	p.Commit(rs)
+	p.server = newServer(p, o.TLS)
+	return p, nil
 }
 
 // Serve answers clients on l until Shutdown.
@@ -145,10 +79,9 @@ func (p *Proxy) Drain() { p.draining.Store(true) }
 func (p *Proxy) Shutdown(ctx context.Context) error {
 	p.Drain()
 	err := p.server.shutdown(ctx)
-	if p.jwt != nil {
-		p.jwt.close()
-	}
-	for _, u := range p.upstreams {
+	rs := p.rules.Load()
+	rs.jwt.close()
+	for _, u := range rs.upstreams {
 		u.close()
 	}
 	return err
@@ -169,7 +102,7 @@ func (p *Proxy) serve(c client, peer netip.Addr, fault error) {
 
 func (p *Proxy) acquire(c client, peer netip.Addr) *exchange {
 	x := p.exchanges.Get().(*exchange)
-	x.client, x.start = c, time.Now()
+	x.rules, x.client, x.start = p.rules.Load(), c, time.Now()
 	x.request.peer, x.request.client = peer, peer // for the log, until more is known
 	x.closing = p.draining.Load()
 	return x

@@ -45,7 +45,7 @@ var (
 // connection's own goroutine, never for the accept loop. It leaves no deadline
 // behind. A header of version 1 may come in pieces.
 func (p *Proxy) readProxyHeader(c net.Conn, peer netip.Addr) (net.Conn, netip.Addr, error) {
-	if !contains(p.trusted, peer) {
+	if !contains(p.rules.Load().trusted, peer) {
 		return nil, netip.Addr{}, errNotTrusted
 	}
 	if err := c.SetReadDeadline(time.Now().Add(proxyHeaderTimeout)); err != nil {

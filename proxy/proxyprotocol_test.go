@@ -42,9 +42,9 @@ func socketPair(t *testing.T) (client, server *net.TCPConn) {
 
 // trusting is a proxy that trusts balancer and 10.0.0.0/8.
 func trusting() *Proxy {
-	return &Proxy{trusted: []Prefix{
-		{balancerPrefix}, {netip.MustParsePrefix("10.0.0.0/8")},
-	}, proxyProtocol: true}
+	p := &Proxy{proxyProtocol: true}
+	p.rules.Store(&Rules{trusted: []Prefix{{balancerPrefix}, {netip.MustParsePrefix("10.0.0.0/8")}}})
+	return p
 }
 
 const sig2 = "\r\n\r\n\x00\r\nQUIT\n"

@@ -79,7 +79,7 @@ func (rg *rig) statusOf(t *testing.T, raw string) string {
 func TestHostWithATrailingDotIsTheSameHost(t *testing.T) {
 	rg, up := rawRig(t, 1, always(okAnswer), func(c *Config) {
 		c.Routes = []RouteConfig{
-			{Name: "api", Match: MatchConfig{Host: "api.example.com"}, Action: "block"},
+			{Name: "api", Match: MatchConfig{Host: []string{"api.example.com"}}, Action: "block"},
 			{Name: "rest", Upstream: "api"},
 		}
 	})
@@ -104,7 +104,7 @@ func TestHostWithATrailingDotIsTheSameHost(t *testing.T) {
 func TestFieldsThatDecideMustBeThereOnceAndReachTheUpstream(t *testing.T) {
 	rg, _ := rawRig(t, 1, always(okAnswer), func(c *Config) {
 		c.Routes = []RouteConfig{
-			{Name: "vip", Match: MatchConfig{Headers: map[string]string{"X-Tier": "gold"}}, Upstream: "api", Action: "bypass"},
+			{Name: "vip", Match: MatchConfig{Headers: map[string]ValueMatch{"X-Tier": {Exact: "gold"}}}, Upstream: "api", Action: "bypass"},
 			{Name: "rest", Upstream: "api"},
 		}
 	})
@@ -131,9 +131,10 @@ func TestUnderscoreSpellingsOfForwardingFieldsAreDropped(t *testing.T) {
 }
 
 func TestOutageIsNeverSilent(t *testing.T) {
-	p := &Proxy{options: Options{Log: zerolog.New(io.Discard), LogRequests: LogNone}}
+	p := &Proxy{options: Options{Log: zerolog.New(io.Discard)}}
+	quiet := &Rules{logRequests: LogNone}
 	now := time.Now()
-	first := exchange{proxy: p, status: 503, cause: errors.New("down"), start: now}
+	first := exchange{proxy: p, rules: quiet, status: 503, cause: errors.New("down"), start: now}
 	if e := first.event(); e == nil {
 		t.Error("the first trouble is not logged")
 	} else {
@@ -151,7 +152,7 @@ func TestOutageIsNeverSilent(t *testing.T) {
 	} else {
 		e.Send()
 	}
-	fine := exchange{proxy: p, status: 200, start: now.Add(time.Hour)}
+	fine := exchange{proxy: p, rules: quiet, status: 200, start: now.Add(time.Hour)}
 	if e := fine.event(); e != nil {
 		t.Error("a request is logged though none are to be")
 	}

@@ -76,7 +76,7 @@ func TestLeavingIsSeenBehindUnreadBytes(t *testing.T) {
 		rg, _ := rawRig(t, 10, func(p *peer) { p.take(); p.ended(); close(ended) }, nil)
 		c := rg.dial(t)
 		c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /next")
-		eventually(t, "the upstream works", func() bool { return rg.p.upstreams["api"].openConns() == 1 })
+		eventually(t, "the upstream works", func() bool { return rg.p.rules.Load().upstreams["api"].openConns() == 1 })
 		c.Close()
 		wantSoon(t, ended)
 	})
@@ -90,7 +90,7 @@ func TestLeavingIsSeenBehindUnreadBytes(t *testing.T) {
 		if _, err := io.WriteString(c, "GET /v1/x HTTP/1.1\r\nHost: a\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the upstream works", func() bool { return rg.p.upstreams["api"].openConns() == 1 })
+		eventually(t, "the upstream works", func() bool { return rg.p.rules.Load().upstreams["api"].openConns() == 1 })
 		c.Close() // with its alert
 		wantSoon(t, ended)
 	})
@@ -138,7 +138,7 @@ func TestShortageOfDescriptorsIsNoFaultOfATarget(t *testing.T) {
 	rg, _ := rawRig(t, 100, always(okAnswer), func(c *Config) {
 		c.Upstreams["api"] = UpstreamConfig{Targets: []string{s.target(), c.Upstreams["api"].Targets[0]}}
 	})
-	u := rg.p.upstreams["api"]
+	u := rg.p.rules.Load().upstreams["api"]
 	var short atomic.Bool
 	short.Store(true)
 	for _, target := range u.targets {

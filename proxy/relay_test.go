@@ -147,7 +147,9 @@ func (c *rawClient) until(text string) string {
 
 // faults counts the faults of the upstream api in the middle of answers or
 // before them, by kind.
-func (rg *rig) faults(kind fault) uint64 { return rg.p.upstreams["api"].metrics.faults[kind].Get() }
+func (rg *rig) faults(kind fault) uint64 {
+	return rg.p.rules.Load().upstreams["api"].metrics.faults[kind].Get()
+}
 
 // An upstream that refuses an upload early is heard by a client that sends all
 // before it reads, whether it reads on or closes, and in whatever framing.

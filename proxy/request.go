@@ -75,10 +75,12 @@ type request struct {
 	key     *apiKey        // whose API key it showed; nil as for token
 
 	route    *route
-	segments [][]byte    // of the path, decoded
-	roots    []*pathNode // of the routes for host
+	way      *way         // to the route
+	segments [][]byte     // of the path, decoded
+	roots    []*pathNode  // of the routes for host
+	queries  []queryValue // those that matching reads; see router.queries
 
-	scratch []byte // memory of host and segments
+	scratch []byte // memory of host, queries and segments
 }
 
 // forget drops everything that belongs to the client's bytes, and keeps the memory.
@@ -86,7 +88,8 @@ func (r *request) forget() {
 	clear(r.fields)
 	clear(r.segments)
 	clear(r.roots)
-	*r = request{fields: r.fields[:0], segments: r.segments[:0], roots: r.roots[:0], scratch: r.scratch[:0]}
+	clear(r.queries)
+	*r = request{fields: r.fields[:0], segments: r.segments[:0], roots: r.roots[:0], queries: r.queries[:0], scratch: r.scratch[:0]}
 }
 
 // parseHead reads a request head of HTTP/1.x, from the request line to the

@@ -25,7 +25,7 @@ func closesSecond(p *peer) {
 
 // countRetries gives u metrics.
 func countRetries(u *upstream) *metrics.Counter {
-	u.metrics = newUpstreamMetrics(metrics.NewSet(), u.name, u)
+	u.metrics = newUpstreamMetrics(u.name)
 	return u.metrics.retries
 }
 

@@ -111,9 +111,9 @@ func newRig(t *testing.T, capacity int64, answer string) *rig {
 	c := DefaultConfig()
 	c.Upstreams = map[string]UpstreamConfig{"api": {Targets: []string{"http://" + up.addr}}}
 	c.Routes = []RouteConfig{
-		{Name: "blocked", Match: MatchConfig{Path: "/internal/*"}, Action: "block"},
-		{Name: "free", Match: MatchConfig{Path: "/free"}, Upstream: "api", Action: "bypass"},
-		{Name: "all", Match: MatchConfig{Path: "/v1/*"}, Upstream: "api", UserID: []Template{template(t, "{header.X-User-Id}")}},
+		{Name: "blocked", Match: MatchConfig{Path: []string{"/internal/*"}}, Action: "block"},
+		{Name: "free", Match: MatchConfig{Path: []string{"/free"}}, Upstream: "api", Action: "bypass"},
+		{Name: "all", Match: MatchConfig{Path: []string{"/v1/*"}}, Upstream: "api", UserID: []Template{template(t, "{header.X-User-Id}")}},
 	}
 	return startRig(t, c, up, newLimiter(t, capacity))
 }

@@ -25,9 +25,8 @@ import (
 // decides about a body before the handler, and has no HTTP/2 to share a way with.
 type server struct {
 	proxy    *Proxy
-	limits   LimitsConfig
-	tls      *tls.Config  // nil: plain
-	http2    *http2Server // nil where tls is
+	tls      *tls.Config // nil: plain
+	http2    *http2All   // nil where tls is
 	refused  [refusalReasons]*metrics.Counter
 	stopping atomic.Bool
 	cutting  atomic.Bool   // what did not end in time is being cut off
@@ -43,21 +42,28 @@ type server struct {
 	perClient map[netip.Addr]int // by the first address of its network
 }
 
-func newServer(p *Proxy, limits LimitsConfig, config *tls.Config) *server {
+func newServer(p *Proxy, config *tls.Config) *server {
 	s := &server{
-		proxy: p, limits: limits, stopped: make(chan struct{}),
+		proxy: p, stopped: make(chan struct{}),
 		listeners: map[net.Listener]bool{}, conns: map[*clientConn]bool{}, perClient: map[netip.Addr]int{},
 	}
-	if s.limits.Connections == 0 {
-		s.limits.Connections = defaultConnections()
-	}
 	if config != nil {
-		s.tls, s.http2 = withProtocols(config), newHTTP2Server(s)
+		s.tls, s.http2 = withProtocols(config), newHTTP2(s)
 	}
 	for reason, name := range refusalNames {
 		s.refused[reason] = p.metrics.set.NewCounter(fmt.Sprintf(`r8limiter_connections_refused_total{listener="proxy",reason=%q}`, name))
 	}
 	return s
+}
+
+// limits are those in force now.
+func (s *server) limits() *LimitsConfig { return &s.proxy.rules.Load().client }
+
+// renew takes over new limits where they were copied.
+func (s *server) renew() {
+	if s.http2 != nil {
+		s.http2.renew()
+	}
 }
 
 // serve takes connections from l until shutdown.
@@ -185,7 +191,7 @@ func (s *server) secure(c *clientConn) error {
 		return nil
 	}
 	secured := tls.Server(c.Conn, s.tls)
-	ctx, cancel := context.WithTimeout(context.Background(), s.limits.HeaderTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), s.limits().HeaderTimeout)
 	defer cancel()
 	if err := secured.HandshakeContext(ctx); err != nil {
 		return fmt.Errorf("TLS handshake: %w", err)

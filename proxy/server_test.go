@@ -83,7 +83,8 @@ func TestConnectionsAreLimitedInAllAndByClient(t *testing.T) {
 }
 
 func TestNetworkOfAnIPv6ClientIsOneClient(t *testing.T) {
-	s := &server{limits: LimitsConfig{ConnectionsPerClient: 1}, proxy: &Proxy{prefix6: 64}}
+	s := &server{proxy: new(Proxy)}
+	s.proxy.rules.Store(&Rules{client: LimitsConfig{ConnectionsPerClient: 1}, prefix6: 64})
 	a, b := s.clientOf(netip.MustParseAddr("2001:db8::1")), s.clientOf(netip.MustParseAddr("2001:db8::ffff"))
 	other := s.clientOf(netip.MustParseAddr("2001:db8:0:1::1"))
 	if a != b || a == other {
@@ -93,9 +94,9 @@ func TestNetworkOfAnIPv6ClientIsOneClient(t *testing.T) {
 
 func TestPanicCostsOneRequest(t *testing.T) {
 	rg, _ := rawRig(t, 10, always(okAnswer), func(c *Config) {
-		c.Routes = []RouteConfig{{Name: "broken", Match: MatchConfig{Path: "/broken"}, Upstream: "api"}, {Name: "all", Upstream: "api"}}
+		c.Routes = []RouteConfig{{Name: "broken", Match: MatchConfig{Path: []string{"/broken"}}, Upstream: "api"}, {Name: "all", Upstream: "api"}}
 	})
-	broken, err := rg.p.router.resolve(&request{path: []byte("/broken")})
+	broken, err := rg.p.rules.Load().router.resolve(&request{path: []byte("/broken")})
 	if err != nil {
 		t.Fatal(err)
 	}

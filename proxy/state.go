@@ -22,8 +22,9 @@ type TargetState struct {
 // Upstreams is the state of each upstream, by name. It may be called at any
 // time and by anyone; the parts of it are read one after the other.
 func (p *Proxy) Upstreams() []UpstreamState {
-	all := make([]UpstreamState, 0, len(p.upstreams))
-	for name, u := range p.upstreams {
+	upstreams := p.rules.Load().upstreams
+	all := make([]UpstreamState, 0, len(upstreams))
+	for name, u := range upstreams {
 		all = append(all, UpstreamState{Name: name, Targets: u.state()})
 	}
 	slices.SortFunc(all, func(a, b UpstreamState) int { return cmp.Compare(a.Name, b.Name) })

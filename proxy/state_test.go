@@ -15,7 +15,7 @@ func TestStateOfUpstreamsTellsEjectedTargetsAndConnections(t *testing.T) {
 	}
 	c.Routes = []RouteConfig{{Name: "all", Upstream: "api", Action: "bypass"}}
 	r := startRig(t, c, nil, newLimiter(t, 1))
-	api := r.p.upstreams["api"]
+	api := r.p.rules.Load().upstreams["api"]
 	api.targets[0].eject("test")
 	mustAnswer(t, api, "ok")
 	want := []UpstreamState{
@@ -48,7 +48,7 @@ func TestStateOfUpstreamsMayBeAskedForDuringRequests(t *testing.T) {
 		}
 	}()
 	for range 100 {
-		mustAnswer(t, p.upstreams["api"], "ok")
+		mustAnswer(t, p.rules.Load().upstreams["api"], "ok")
 	}
 	<-done
 }

@@ -34,7 +34,7 @@ type stream struct {
 // pseudo fields that are amiss, fields of connections, and an :authority other than Host.
 func (s *stream) parse(r *request) error {
 	r.version, r.secure = 20, true
-	l := &s.conn.server.limits
+	l := s.conn.server.limits()
 	size, err := s.measure(l)
 	if err != nil {
 		return err
@@ -135,7 +135,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	if s.err != nil || len(p) == 0 {
 		return 0, s.err
 	}
-	limits, start := &s.conn.server.limits, time.Now()
+	limits, start := s.conn.server.limits(), time.Now()
 	if s.err = s.control.SetReadDeadline(start.Add(limits.BodyTimeout)); s.err != nil {
 		return 0, s.err
 	}
@@ -165,7 +165,7 @@ func (s *stream) proceed(time.Time) error { return nil }
 // What completes an answer is left to x/net to send when the handler returns, because
 // it then needs no frame of its own to end the stream; all else is out at once.
 func (s *stream) send(p []byte, head int, now time.Time) error {
-	err := s.control.SetWriteDeadline(now.Add(s.conn.server.limits.WriteTimeout))
+	err := s.control.SetWriteDeadline(now.Add(s.conn.server.limits().WriteTimeout))
 	if err == nil && head > 0 {
 		s.sendHead(p[:head])
 		p = p[head:]

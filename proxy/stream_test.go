@@ -47,7 +47,7 @@ func TestUpgradeBecomesATunnelDecidedOnce(t *testing.T) {
 	if got := rg.statusOf(t, upgradeRequest); got != "429" {
 		t.Errorf("the third got %s, want 429", got)
 	}
-	eventually(t, "no connection is left", func() bool { return rg.p.upstreams["api"].openConns() == 0 })
+	eventually(t, "no connection is left", func() bool { return rg.p.rules.Load().upstreams["api"].openConns() == 0 })
 	lines := rg.lines(t)
 	if lines[0]["status"] != 101. || lines[0]["bytes"] != float64(len("hello early ")+1<<20) {
 		t.Errorf("logged %v", lines[0])
@@ -106,7 +106,7 @@ func TestSwitchToAnotherProtocolIs502(t *testing.T) {
 	if got := rg.statusOf(t, upgradeRequest); got != "502" {
 		t.Errorf("got %s, want 502", got)
 	}
-	eventually(t, "the connection is gone", func() bool { return rg.p.upstreams["api"].openConns() == 0 })
+	eventually(t, "the connection is gone", func() bool { return rg.p.rules.Load().upstreams["api"].openConns() == 0 })
 }
 
 func TestIdleTunnelEnds(t *testing.T) {
@@ -194,7 +194,7 @@ func TestClientThatLeavesEndsTheUpstreamsWork(t *testing.T) {
 				t.Fatal("the upstream still works for a client that left")
 			}
 			eventually(t, "the connections are gone", func() bool {
-				return rg.p.server.connections() == 0 && rg.p.upstreams["api"].openConns() == 0
+				return rg.p.server.connections() == 0 && rg.p.rules.Load().upstreams["api"].openConns() == 0
 			})
 			eventually(t, "it is logged", func() bool { return len(rg.lines(t)) > 0 })
 			line, status := rg.lines(t)[0], 499.
@@ -204,7 +204,7 @@ func TestClientThatLeavesEndsTheUpstreamsWork(t *testing.T) {
 			if line["status"] != status || line["error"] != errClientLeft.Error() {
 				t.Errorf("logged %v", line)
 			}
-			faults := rg.p.upstreams["api"].metrics.faults
+			faults := rg.p.rules.Load().upstreams["api"].metrics.faults
 			for f := range faultCount {
 				if got := faults[f].Get(); (f == faultClient) != (got == 1) {
 					t.Errorf("fault %v was counted %d times", f, got)

@@ -42,6 +42,7 @@ type target struct {
 	open     int       // in use and idle, and those being dialled
 	waiting  list.List // of chan grant; only while open is max_conns and none is idle
 	closed   bool
+	retired  bool // no connection is kept
 	sweeping bool // the sweeper's timer runs
 	sweeper  *time.Timer
 

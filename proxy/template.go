@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -45,7 +46,7 @@ var (
 type templatePart struct {
 	from    source
 	arg     string // the literal text, or the name of the header, parameter, cookie, segment or claim
-	index   int    // of fromPath: which segment of the path; of fromJWT: which claim; set by bindPath and bindClaims
+	index   int    // of fromPath: which of the route's names; of fromJWT: which claim; set by bindPath and bindClaims
 	filters []filter
 }
 
@@ -154,18 +155,17 @@ func parseSource(name string) (templatePart, error) {
 	return templatePart{from: from, arg: arg}, nil
 }
 
-// bindPath looks up the segment of every {path.N} in a route's path.
-func (t *Template) bindPath(path pathPattern) error {
+// bindPath looks up every {path.N} among the segments that a route's paths name.
+func (t *Template) bindPath(names []string) error {
+	t.parts = slices.Clone(t.parts) // the configuration's own stay as they are
 	for i := range t.parts {
 		p := &t.parts[i]
 		if p.from != fromPath {
 			continue
 		}
-		segment, ok := path.params[p.arg]
-		if !ok {
-			return fmt.Errorf("{path.%s}: match.path has no segment {%s}", p.arg, p.arg)
+		if p.index = slices.Index(names, p.arg); p.index < 0 {
+			return fmt.Errorf("{path.%s}: match.path has no segment {%s}, or not in each of its paths", p.arg, p.arg)
 		}
-		p.index = segment
 	}
 	return nil
 }
@@ -203,7 +203,7 @@ func (p *templatePart) appendTo(dst []byte, r *request) ([]byte, error) {
 	case fromCookie:
 		return r.appendCookie(dst, p.arg)
 	case fromPath:
-		return append(dst, r.segments[p.index]...), nil
+		return append(dst, r.segments[r.way.at[p.index]]...), nil
 	case fromClientIP:
 		return r.appendClient(dst), nil
 	case fromHost:

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -60,6 +61,9 @@ type upstream struct {
 
 	next    atomic.Uint64 // counts choices
 	ejected atomic.Uint64 // a bit for each target that is out
+
+	config UpstreamConfig    // what it was made from, with defaults
+	files  [sha256.Size]byte // of TLS, as they were read; see digest
 
 	halt    context.CancelFunc // ends the keepers; nil before start
 	keepers sync.WaitGroup     // what checks targets and follows their names
@@ -252,6 +256,17 @@ func (u *upstream) close() {
 	}
 	for _, t := range u.targets {
 		t.close()
+	}
+	u.keepers.Wait()
+}
+
+// retire ends the checks and lets the connections go one by one: requests that
+// chose this upstream before a reload are still served, over connections that are
+// closed behind them. It waits for the checks to end.
+func (u *upstream) retire() {
+	u.halt()
+	for _, t := range u.targets {
+		t.retire()
 	}
 	u.keepers.Wait()
 }

@@ -201,34 +201,43 @@ func (c *Config) validateRoute(rt *RouteConfig, report func(key, problem string)
 		report(".upstream", fmt.Sprintf("%q is not one of proxy.upstreams", rt.Upstream))
 	}
 	rt.Match.validate(func(key, problem string) { report(".match"+key, problem) })
-	path, err := parsePath(rt.Match.Path)
-	if err != nil {
-		report(".match.path", err.Error())
-		return
+	if rt.Shadow && rt.Enforce.IsGiven() {
+		report(".enforce", "goes with a share of the users, shadow with none of them; keep one of the two")
 	}
-	bind := func(key string, t Template) {
-		if err := t.bindPath(path); err != nil {
+	c.validateTemplates(rt, report)
+}
+
+// validateTemplates checks that there is what the templates of a route read:
+// segments of its paths, and what proves who somebody is.
+func (c *Config) validateTemplates(rt *RouteConfig, report func(key, problem string)) {
+	paths := &route{userID: slices.Clone(rt.UserID), resource: rt.Resource, plan: rt.Plan, cost: rt.Cost}
+	if paths.addWays(rt.Match.paths(), 0) != nil {
+		return // reported as the path's
+	}
+	_ = paths.eachTemplate(func(key string, t *Template) error {
+		if err := t.bindPath(paths.names); err != nil {
 			report(key, err.Error())
 		}
-		if err := c.checkSources(&t); err != nil {
+		if err := c.checkSources(t); err != nil {
 			report(key, err.Error())
 		}
-	}
-	bind(".resource", rt.Resource)
-	bind(".cost", rt.Cost)
-	for i := range rt.UserID {
-		bind(fmt.Sprintf(".user_id[%d]", i), rt.UserID[i])
-	}
+		return nil
+	})
 }
 
 func (m *MatchConfig) validate(report func(key, problem string)) {
-	if host := strings.TrimPrefix(m.Host, "*."); m.Host != "" {
-		name, ok := []byte(nil), false
-		if host != "" {
-			name, ok = splitHost([]byte(host))
+	for i, host := range m.Host {
+		if !isHostPattern(host) {
+			report(elementOf(".host", m.Host, i), fmt.Sprintf("%q is no host name; write api.example.com or *.example.com, without a port", host))
 		}
-		if !ok || strings.Contains(host, "*") || len(name) != len(host) {
-			report(".host", fmt.Sprintf("%q is no host name; write api.example.com or *.example.com, without a port", m.Host))
+	}
+	for i, path := range m.Path {
+		if path == "" {
+			report(elementOf(".path", m.Path, i), "is empty; leave match.path out for any path")
+			continue
+		}
+		if _, err := parsePath(path); err != nil {
+			report(elementOf(".path", m.Path, i), err.Error())
 		}
 	}
 	for i, method := range m.Methods {
@@ -236,11 +245,33 @@ func (m *MatchConfig) validate(report func(key, problem string)) {
 			report(fmt.Sprintf(".methods[%d]", i), fmt.Sprintf("%q is no method; write it in capitals, as in GET", method))
 		}
 	}
-	for name := range m.Headers {
+	for name, v := range m.Headers {
 		if !isToken([]byte(name)) {
 			report(".headers."+name, "is no header name")
 		}
+		v.validate(func(key, problem string) { report(".headers."+name+key, problem) })
 	}
+	for name, v := range m.Query {
+		v.validate(func(key, problem string) { report(".query."+name+key, problem) })
+	}
+}
+
+// elementOf is the key of an element of a list, which may be written as one value.
+func elementOf(key string, list []string, i int) string {
+	if len(list) == 1 {
+		return key
+	}
+	return fmt.Sprintf("%s[%d]", key, i)
+}
+
+// isHostPattern says whether host is a name, or *. and a name, without a port.
+func isHostPattern(host string) bool {
+	host = strings.TrimPrefix(host, "*.")
+	if host == "" || strings.Contains(host, "*") {
+		return false
+	}
+	name, ok := splitHost([]byte(host))
+	return ok && len(name) == len(host)
 }
 
 // validateCost checks a cost that is the same for every request.
