@@ -25,7 +25,8 @@ const (
 )
 
 const usage = `usage: r8limiter [serve] [-config FILE]   run
-       r8limiter check [-config FILE]     validate a configuration
+       r8limiter check [-config FILE] [-format text|json] [-strict]
+                                          every error and warning of a configuration
        r8limiter health [-url URL] [-ca FILE | -insecure] [-cert FILE -key FILE]
                                           ask a running instance whether it is ready
        r8limiter version
@@ -61,10 +62,14 @@ func (p *program) run() int {
 	flags := flag.NewFlagSet(command, flag.ContinueOnError)
 	flags.SetOutput(p.stderr)
 	flags.Usage = func() { fmt.Fprint(p.stderr, usage) }
-	config, h := "", &healthCheck{}
+	config, h, asked := "", &healthCheck{}, checkup{}
 	switch command {
-	case "serve", "check":
+	case "serve":
 		flags.StringVar(&config, "config", "", "configuration file")
+	case "check":
+		flags.StringVar(&config, "config", "", "configuration file")
+		flags.StringVar(&asked.format, "format", "text", "text, or json for one object")
+		flags.BoolVar(&asked.strict, "strict", false, "fail for warnings too")
 	case "health":
 		flags.StringVar(&config, "config", "", "configuration file, for the address")
 		flags.StringVar(&h.url, "url", "", "address of /readyz")
@@ -88,31 +93,10 @@ func (p *program) run() int {
 	}
 	return map[string]func() int{
 		"serve":   func() int { return p.serve(p.configFile(config)) },
-		"check":   func() int { return p.check(p.configFile(config)) },
+		"check":   func() int { return p.check(p.configFile(config), asked) },
 		"health":  func() int { return p.health(h, p.configFile(config)) },
 		"version": p.version,
 	}[command]()
-}
-
-// check says every problem of a configuration.
-func (p *program) check(file string) int {
-	_, problems := p.load(file)
-	if p.complain(file, problems) {
-		return exitUsage
-	}
-	if file == "" {
-		file = "built-in defaults"
-	}
-	fmt.Fprintln(p.stdout, file+": ok")
-	return exitFine
-}
-
-// complain prints problems and says whether there are any.
-func (p *program) complain(file string, problems []problem) bool {
-	for _, each := range problems {
-		fmt.Fprintln(p.stderr, each.format(file))
-	}
-	return len(problems) > 0
 }
 
 func (p *program) version() int {
