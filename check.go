@@ -2,13 +2,21 @@ package main
 
 import (
 	"encoding/json"
+	"flag"
 	"fmt"
 )
 
 // checkup is what the check command was asked for.
 type checkup struct {
+	config string
 	format string // text or json
 	strict bool   // warnings fail too
+}
+
+func (c *checkup) addFlags(flags *flag.FlagSet) {
+	flags.StringVar(&c.config, "config", "", "configuration file")
+	flags.StringVar(&c.format, "format", "text", "text, or json for one object")
+	flags.BoolVar(&c.strict, "strict", false, "fail for warnings too")
 }
 
 // finding is a problem as JSON has it.
