@@ -16,8 +16,9 @@ type FieldMap struct {
 
 // mapped is a header field or a claim, and the path to it.
 type mapped struct {
-	name string
-	path []string
+	name  string
+	bytes []byte // of the name
+	path  []string
 }
 
 // usualFields are the paths that are tried for what -fields says nothing of.
@@ -67,11 +68,11 @@ func ParseFields(text string) (FieldMap, error) {
 
 func (m *FieldMap) set(what string, path []string) error {
 	if name, ok := strings.CutPrefix(what, "header."); ok && name != "" {
-		m.headers = append(m.headers, mapped{name, path})
+		m.headers = append(m.headers, mapped{name, []byte(name), path})
 		return nil
 	}
 	if name, ok := strings.CutPrefix(what, "jwt."); ok && name != "" {
-		m.claims = append(m.claims, mapped{name, path})
+		m.claims = append(m.claims, mapped{name, []byte(name), path})
 		return nil
 	}
 	if _, ok := usualFields[what]; !ok {

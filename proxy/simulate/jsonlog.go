@@ -106,7 +106,7 @@ func (m *mappedJSON) parse(raw []byte, l *line) error {
 	for i := range m.fields.claims {
 		f := &m.fields.claims[i]
 		if text := m.text(v.Get(f.path...)); len(text) > 0 {
-			l.claims = append(l.claims, named{[]byte(f.name), text})
+			l.claims = append(l.claims, named{f.bytes, text})
 		}
 	}
 	l.user, l.resource, l.plan = m.find(v, "user"), m.find(v, "resource"), m.find(v, "plan")
@@ -151,11 +151,11 @@ func (m *mappedJSON) addAll(v *fastjson.Value, f *mapped, l *line) {
 	}
 	if found.Type() == fastjson.TypeArray {
 		for _, each := range found.GetArray() {
-			l.addField([]byte(f.name), m.text(each))
+			l.addField(f.bytes, m.text(each))
 		}
 		return
 	}
-	l.addField([]byte(f.name), m.text(found))
+	l.addField(f.bytes, m.text(found))
 }
 
 // caddy reads the access log of Caddy.
