@@ -67,16 +67,22 @@ func (p Percent) IsGiven() bool { return p.given }
 // The hash is no secret: a client that chooses its own user_id can choose to be
 // left out.
 func (p Percent) Includes(salt string, user []byte) bool {
-	if !p.given {
-		return true
-	}
+	return !p.given || standing(salt, user) < p.millionths
+}
+
+// PlaceOf is where a user stands for a salt: in every share above it, and in none up
+// to it.
+func PlaceOf(salt string, user []byte) Percent { return Percent{standing(salt, user), true} }
+
+// standing is where a user stands, evenly from 0 to 999999.
+func standing(salt string, user []byte) int32 {
 	var h xxhash.Digest
 	h.Reset()
 	_, _ = h.WriteString(salt)
 	_, _ = h.Write(separator)
 	_, _ = h.Write(user)
-	place, _ := bits.Mul64(h.Sum64(), allMillionths) // evenly from 0 to 999999
-	return int32(place) < p.millionths
+	place, _ := bits.Mul64(h.Sum64(), allMillionths)
+	return int32(place)
 }
 
 // separator keeps salt and user apart: salts don't hold it.
