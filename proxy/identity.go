@@ -18,21 +18,35 @@ func clientAddress(r *request, trusted []Prefix) (client netip.Addr, peerTrusted
 	return forwardedFor(r, client, trusted), true
 }
 
+// hop is a hop of X-Forwarded-For that was looked at.
+type hop struct {
+	text []byte
+	addr netip.Addr // invalid if text is no address
+}
+
 // forwardedFor walks X-Forwarded-For from the right, on behalf of a peer that is
 // believed, to the first hop that is not one of ours.
 func forwardedFor(r *request, client netip.Addr, trusted []Prefix) netip.Addr {
+	return walkForwarded(r, client, trusted, nil)
+}
+
+// walkForwarded is forwardedFor that adds to seen, if it is not nil, what it looks at.
+func walkForwarded(r *request, client netip.Addr, trusted []Prefix, seen *[]hop) netip.Addr {
 	for i := len(r.fields) - 1; i >= 0; i-- {
 		if !equalFold(r.fields[i].name, "X-Forwarded-For") {
 			continue
 		}
 		for hops := r.fields[i].value; len(hops) > 0; {
-			var hop []byte
+			var text []byte
 			if comma := bytes.LastIndexByte(hops, ','); comma >= 0 {
-				hop, hops = hops[comma+1:], hops[:comma]
+				text, hops = hops[comma+1:], hops[:comma]
 			} else {
-				hop, hops = hops, nil
+				text, hops = hops, nil
 			}
-			addr, ok := parseHop(trimSpace(hop))
+			addr, ok := parseHop(trimSpace(text))
+			if seen != nil {
+				*seen = append(*seen, hop{trimSpace(text), addr})
+			}
 			if !ok {
 				return client
 			}

@@ -138,23 +138,41 @@ func (rt *route) eachTemplate(f func(key string, t *Template) error) error {
 	return nil
 }
 
+// matcher is a key of match.
+type matcher uint8
+
+const (
+	noMatcher matcher = iota
+	methodMatcher
+	clientMatcher
+	headerMatcher
+	queryMatcher
+)
+
 // accepts says whether r, whose host and path match, is for this route.
 func (rt *route) accepts(r *request) bool {
+	by, _ := rt.refuses(r)
+	return by == noMatcher
+}
+
+// refuses is the first matcher by which r, whose host and path match, is not for
+// this route, with its index in rt.headers or rt.queries.
+func (rt *route) refuses(r *request) (by matcher, index int) {
 	if len(rt.methods) > 0 && !slices.ContainsFunc(rt.methods, func(m string) bool { return m == string(r.method) }) {
-		return false
+		return methodMatcher, 0
 	}
 	if len(rt.clients) > 0 && !contains(rt.clients, r.client) {
-		return false
+		return clientMatcher, 0
 	}
 	for i := range rt.headers {
 		if m := &rt.headers[i]; !m.acceptsHeader(r) {
-			return false
+			return headerMatcher, i
 		}
 	}
 	for i := range rt.queries {
 		if m := &rt.queries[i]; !m.acceptsQuery(r) {
-			return false
+			return queryMatcher, i
 		}
 	}
-	return true
+	return noMatcher, 0
 }

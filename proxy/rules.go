@@ -19,6 +19,7 @@ type Rules struct {
 	router  *router
 	jwt     *jwtVerifier // nil where no tokens are verified
 	apiKeys *apiKeys     // nil where there is no table
+	config  *Config      // what they were made of, for Explain
 
 	// What only a Proxy needs; the zero values where rules are but asked.
 	client      LimitsConfig
@@ -35,7 +36,7 @@ func NewRules(c Config) (*Rules, error) { return newRules(c, newJWTMetrics(metri
 func newRules(c Config, m *jwtMetrics) (*Rules, error) {
 	r := &Rules{
 		trusted: c.TrustedProxies, prefix6: c.IPv6Prefix, router: newRouter(), apiKeys: newAPIKeys(c.APIKeys),
-		client: c.Limits.withDefaults(), upstreams: map[string]*upstream{},
+		client: c.Limits.withDefaults(), upstreams: map[string]*upstream{}, config: &c,
 	}
 	claims := claimsRead(c.Routes)
 	if c.JWT != nil {

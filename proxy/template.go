@@ -50,6 +50,7 @@ type templatePart struct {
 	arg     string // the literal text, or the name of the header, parameter, cookie, segment or claim
 	index   int    // of fromPath: which of the route's names; of fromJWT: which claim; set by bindPath and bindClaims
 	filters []filter
+	text    string // of a placeholder, as it stands between its braces
 }
 
 // filter changes value[from:] in place or appends its replacement there.
@@ -127,6 +128,7 @@ func ParseTemplate(text string) (Template, error) {
 func parsePlaceholder(text string) (templatePart, error) {
 	name, filterNames, hasFilters := strings.Cut(text, "|")
 	part, err := parseSource(name)
+	part.text = text
 	if err != nil || !hasFilters {
 		return part, err
 	}
