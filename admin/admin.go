@@ -40,7 +40,10 @@ type Deps struct {
 	// Upstreams says how the proxy's upstreams fare; nil where there is no proxy.
 	Upstreams func() []Upstream
 	// Config is the configuration in force for GET /admin/config, without secrets.
-	Config  any
+	Config any
+	// Explain answers POST /admin/explain by the rules in force; nil where there are none.
+	// The error is the question's fault.
+	Explain func(context.Context, *Question) (Explained, error)
 	Version string
 }
 
@@ -111,6 +114,7 @@ var endpoints = map[string]*endpoint{
 	"/admin/upstreams":     {get: (*Server).upstreams},
 	"/admin/audit":         {get: (*Server).audit},
 	"/admin/openapi.yaml":  {get: (*Server).openAPI},
+	"/admin/explain":       {post: (*Server).explain},
 	"/metrics":             {get: (*Server).metrics, quiet: true},
 	"/readyz":              {get: (*Server).readyz, quiet: true},
 	"/livez":               {get: (*Server).livez, quiet: true},

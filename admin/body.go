@@ -42,6 +42,8 @@ func (x *exchange) readJSON(v any) error {
 type level struct {
 	seen  map[string]bool // an object's names so far; nil for an array
 	named bool            // a name came, its value is next
+	last  string          // that name
+	free  bool            // its names are not ours: those of header fields, or claims
 }
 
 // checkNames refuses names that are there twice, of which encoding/json takes
@@ -67,7 +69,7 @@ func checkNames(in *json.Decoder) error {
 		at.named = false
 		switch token {
 		case json.Delim('{'):
-			open = append(open, level{seen: map[string]bool{}})
+			open = append(open, level{seen: map[string]bool{}, free: len(open) == 2 && (at.last == "headers" || at.last == "claims")})
 		case json.Delim('['):
 			open = append(open, level{})
 		case json.Delim('}'), json.Delim(']'):
@@ -78,12 +80,12 @@ func checkNames(in *json.Decoder) error {
 
 func (l *level) name(name string) error {
 	switch {
-	case strings.Trim(name, "abcdefghijklmnopqrstuvwxyz_") != "":
+	case !l.free && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz_") != "":
 		return fmt.Errorf("read the body: unknown field %s", quote([]byte(name)))
 	case l.seen[name]:
 		return fmt.Errorf("read the body: field %s is there twice", quote([]byte(name)))
 	}
-	l.seen[name], l.named = true, true
+	l.seen[name], l.named, l.last = true, true, name
 	return nil
 }
 

@@ -149,13 +149,16 @@ func documentedSetup(t *testing.T, store limiter.Store) setup {
 		}},
 	}
 	inForce := map[string]any{"proxy": map[string]any{"listen": ":8080"}, "limiter": map[string]any{}, "admin": map[string]any{}, "log": map[string]any{}}
-	return setup{limits: limits, store: store, shown: inForce, upstreams: someUpstreams}
+	return setup{limits: limits, store: store, shown: inForce, upstreams: someUpstreams, explain: echoQuestion}
 }
 
 // put is a request with a JSON body.
 func put(target, body string) string {
 	return request("PUT", target, "Content-Type: application/json", fmt.Sprintf("Content-Length: %d", len(body))) + body
 }
+
+// post is put with another method.
+func post(target, body string) string { return strings.Replace(put(target, body), "PUT", "POST", 1) }
 
 // askAll asks in an order in which each request finds what it needs.
 func (h holder) askAll(g *gateway) {
@@ -190,6 +193,8 @@ func (h holder) askAll(g *gateway) {
 		{"200", "GET", "/admin/overrides", request("GET", "/admin/overrides")},
 		{"200", "GET", "/admin/resources", request("GET", "/admin/resources")},
 		{"200", "GET", "/admin/config", request("GET", "/admin/config")},
+		{"200", "POST", "/admin/explain", post("/admin/explain", `{"url":"/x"}`)},
+		{"200", "POST", "/admin/explain", post("/admin/explain?format=text", `{"url":"/x"}`)},
 		{"200", "GET", "/admin/upstreams", request("GET", "/admin/upstreams")},
 		{"200", "DELETE", override, request("DELETE", "/admin/user/alice/override?resource=read")},
 		{"200", "DELETE", resource, request("DELETE", "/admin/resources/new")},
@@ -270,6 +275,9 @@ func (h holder) askDown(g *gateway) {
 	for _, o := range h.operations() {
 		raw := request(o.method, o.example())
 		switch o.path {
+		case "/admin/explain": // the answer says how the store fares
+			h.ask(g, o, "200", post(o.example(), `{"url":"/x"}`))
+			continue
 		case "/admin/user/{user_id}/override":
 			if o.method == "PUT" {
 				raw = put(o.example(), `{"block":true}`)
