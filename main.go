@@ -29,6 +29,9 @@ const usage = `usage: r8limiter [serve] [-config FILE]   run
                                           every error and warning of a configuration
        r8limiter simulate [-config FILE] [-format F] [-fields MAP] [-output text|json|html] [-target SHARE] LOG...
                                           what these rules would have done to recorded traffic
+       r8limiter explain [-config FILE] [-ip ADDR] [-H 'Name: value']... [-u USER:PASSWORD]
+                         [-claim NAME=VALUE]... [-format text|json] METHOD URL
+                                          what becomes of a request, and why; spends nothing
        r8limiter health [-url URL] [-ca FILE | -insecure] [-cert FILE -key FILE]
                                           ask a running instance whether it is ready
        r8limiter version
@@ -66,12 +69,13 @@ type verb struct {
 // verbs are all there are, by name.
 func (p *program) verbs() map[string]verb {
 	var config string
-	asked, h, sim := &checkup{}, &healthCheck{}, &simulation{}
+	asked, h, sim, line := &checkup{}, &healthCheck{}, &simulation{}, &queryLine{}
 	configFlag := func(flags *flag.FlagSet) { flags.StringVar(&config, "config", "", "configuration file") }
 	return map[string]verb{
 		"serve":    {configFlag, func([]string) int { return p.serve(p.configFile(config)) }, true},
 		"check":    {asked.addFlags, func([]string) int { return p.check(p.configFile(asked.config), *asked) }, true},
 		"simulate": {sim.addFlags, func(logs []string) int { sim.logs = logs; return p.simulate(sim) }, false},
+		"explain":  {line.addFlags, func(rest []string) int { return p.explain(line, rest) }, false},
 		"health":   {h.addFlags, func([]string) int { return p.health(h, p.configFile(h.config)) }, true},
 		"version":  {nil, func([]string) int { return p.version() }, true},
 	}

@@ -20,8 +20,13 @@ func noEnv(string) (string, bool) { return "", false }
 
 // command runs the program to its end.
 func command(args ...string) (code int, stdout, stderr string) {
+	return commandIn(noEnv, args...)
+}
+
+// commandIn is command in an environment.
+func commandIn(env func(string) (string, bool), args ...string) (code int, stdout, stderr string) {
 	var out, errs bytes.Buffer
-	p := &program{args: args, stdout: &out, stderr: &errs, env: noEnv, listening: func(net.Addr, net.Addr) {}}
+	p := &program{args: args, stdout: &out, stderr: &errs, env: env, listening: func(net.Addr, net.Addr) {}}
 	code = p.run()
 	return code, out.String(), errs.String()
 }

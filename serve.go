@@ -132,6 +132,7 @@ func (g *gateway) build(c *Config, out *logWriter) error {
 	g.admin = admin.New(c.Admin, admin.Deps{
 		Limiter: g.limiter, Log: g.log, LogRequests: c.Log.Requests, Metrics: writers,
 		Upstreams: g.upstreams, Config: redacted(c), Version: buildVersion(),
+		Explain: g.explain,
 	})
 	return nil
 }

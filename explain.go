@@ -1,0 +1,249 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/r8limiter/r8limiter/limiter"
+	"github.com/r8limiter/r8limiter/proxy"
+)
+
+// question is a request that rules are asked about.
+type question struct {
+	method, target, host string
+	secure               bool
+	ip                   netip.Addr
+	headers              [][2]string
+	claims               [][2]string
+}
+
+// queryLine is the command line of explain.
+type queryLine struct {
+	config, format, method, user, ip string
+	headers, claims                  []string
+	positional                       []string
+}
+
+// fetchTimeout is how long explain waits for the keys of proxy.jwt.jwks_url.
+const fetchTimeout = 5 * time.Second
+
+// explain says what the rules of a configuration make of a request, and why. A
+// request that would be refused is explained like any other.
+func (p *program) explain(line *queryLine, rest []string) int {
+	q, fault := line.read(rest)
+	if fault != nil {
+		fmt.Fprintf(p.stderr, "explain: %v\n%s", fault, usage)
+		return exitUsage
+	}
+	file := p.configFile(line.config)
+	c, problems := p.load(file)
+	if p.complain(file, problems) {
+		return exitUsage
+	}
+	rules, err := proxy.NewRules(c.Proxy)
+	if err != nil {
+		fmt.Fprintf(p.stderr, "explain: %v\n", err)
+		return exitFailure
+	}
+	p.fetchKeys(rules, q)
+	l := limiter.New(c.Limiter, nil) // a limiter without a store knows the limits
+	answer := explainWith(rules, l, q)
+	if line.format == "json" {
+		fmt.Fprintf(p.stdout, "%s\n", answer.JSON())
+		return exitFine
+	}
+	fmt.Fprint(p.stdout, answer.Text())
+	return exitFine
+}
+
+// fetchKeys has what a token of q may be verified with.
+func (p *program) fetchKeys(rules *proxy.Rules, q *question) {
+	hasToken := func(h [2]string) bool { return strings.EqualFold(h[0], "Authorization") }
+	for _, h := range q.headers {
+		if !hasToken(h) || len(q.claims) > 0 {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
+		defer cancel()
+		if err := rules.FetchKeys(ctx); err != nil {
+			fmt.Fprintf(p.stderr, "explain: the keys of proxy.jwt are not there, so that no token can be verified: %v; say what it holds with -claim NAME=VALUE\n", err)
+		}
+		return
+	}
+}
+
+// addFlags adds the options; what l says already stays.
+func (l *queryLine) addFlags(flags *flag.FlagSet) {
+	flags.StringVar(&l.config, "config", l.config, "configuration file")
+	flags.StringVar(&l.format, "format", cmp.Or(l.format, "text"), "text or json")
+	flags.StringVar(&l.method, "X", l.method, "method, where only a URL follows")
+	flags.StringVar(&l.user, "u", l.user, "user and password of Basic, as USER:PASSWORD")
+	flags.StringVar(&l.ip, "ip", cmp.Or(l.ip, "127.0.0.1"), "who connects")
+	add := func(list *[]string) func(string) error {
+		return func(text string) error { *list = append(*list, text); return nil }
+	}
+	flags.Func("H", "a header field, as 'Name: value'", add(&l.headers))
+	flags.Func("claim", "what {jwt.NAME} is, as NAME=VALUE", add(&l.claims))
+}
+
+// read reads the rest of a command line, in which options stand between and behind
+// the method and the URL too.
+func (l *queryLine) read(rest []string) (*question, error) {
+	flags := flag.NewFlagSet("explain", flag.ContinueOnError)
+	flags.SetOutput(io.Discard) // the error is returned too
+	l.addFlags(flags)
+	for {
+		if err := flags.Parse(rest); err != nil {
+			return nil, err
+		}
+		if flags.NArg() == 0 {
+			return l.question()
+		}
+		l.positional, rest = append(l.positional, flags.Arg(0)), flags.Args()[1:]
+	}
+}
+
+// question is what the command line asks about.
+func (l *queryLine) question() (*question, error) {
+	q := &question{method: l.method}
+	url, err := l.take(q)
+	if err != nil {
+		return nil, err
+	}
+	if l.format != "text" && l.format != "json" {
+		return nil, fmt.Errorf("-format %q: write text or json", l.format)
+	}
+	if q.ip, err = netip.ParseAddr(l.ip); err != nil {
+		return nil, fmt.Errorf("ip %q is no IP address; write one as 203.0.113.9 or 2001:db8::1", l.ip)
+	}
+	if err := q.setURL(url); err != nil {
+		return nil, err
+	}
+	for _, text := range l.headers {
+		if err := q.addHeader(text); err != nil {
+			return nil, err
+		}
+	}
+	if l.user != "" {
+		q.headers = append(q.headers, [2]string{"Authorization", basic(l.user)})
+	}
+	for _, text := range l.claims {
+		name, value, ok := strings.Cut(text, "=")
+		if !ok || name == "" {
+			return nil, fmt.Errorf("-claim %q: write NAME=VALUE", text)
+		}
+		q.claims = append(q.claims, [2]string{name, value})
+	}
+	return q, nil
+}
+
+// take finds the method and the URL among the positional arguments.
+func (l *queryLine) take(q *question) (url string, err error) {
+	switch {
+	case len(l.positional) == 2 && l.method == "":
+		q.method, url = l.positional[0], l.positional[1]
+	case len(l.positional) == 1:
+		url = l.positional[0]
+		if q.method == "" {
+			q.method = "GET"
+		}
+	case len(l.positional) == 0:
+		return "", errors.New("there is no URL")
+	default:
+		return "", fmt.Errorf("unexpected argument %q", l.positional[len(l.positional)-1])
+	}
+	return url, nil
+}
+
+func basic(user string) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user))
+}
+
+// setURL takes an absolute URL, one without a scheme, a path or *. The target stays
+// as it is, byte for byte.
+func (q *question) setURL(url string) error {
+	if url == "" {
+		return errors.New("the URL is empty")
+	}
+	if url[0] == '/' || url == "*" {
+		q.target = withoutFragment(url)
+		return nil
+	}
+	scheme, rest, found := strings.Cut(url, "://")
+	switch {
+	case !found:
+		rest = url // as curl takes it
+	case strings.EqualFold(scheme, "https"):
+		q.secure = true
+	case !strings.EqualFold(scheme, "http"):
+		return fmt.Errorf("%q is no URL with http or https, and no path", url)
+	}
+	end := strings.IndexAny(rest, "/?#")
+	if end < 0 {
+		end = len(rest)
+	}
+	q.host, q.target = rest[:end], withoutFragment(rest[end:])
+	if at := strings.LastIndexByte(q.host, '@'); at >= 0 {
+		q.headers = append(q.headers, [2]string{"Authorization", basic(q.host[:at])})
+		q.host = q.host[at+1:]
+	}
+	if q.host == "" {
+		return fmt.Errorf("%q has no host", url)
+	}
+	if q.target == "" || q.target[0] == '?' {
+		q.target = "/" + q.target
+	}
+	return nil
+}
+
+// withoutFragment cuts what no client sends.
+func withoutFragment(target string) string {
+	target, _, _ = strings.Cut(target, "#")
+	return target
+}
+
+// addHeader takes "Name: value"; as with curl "Name;" is an empty field, and "Name:"
+// none at all.
+func (q *question) addHeader(text string) error {
+	name, value, found := strings.Cut(text, ":")
+	value = strings.Trim(value, " \t")
+	switch {
+	case !found && strings.HasSuffix(text, ";"):
+		name = strings.TrimSuffix(text, ";")
+	case !found:
+		return fmt.Errorf("-H %q: write 'Name: value', or 'Name;' for an empty field", text)
+	case value == "" && !strings.EqualFold(name, "Host"):
+		return nil
+	}
+	q.addField(name, value)
+	return nil
+}
+
+// addField adds a header field as it is. Host is the request's own.
+func (q *question) addField(name, value string) {
+	if strings.EqualFold(name, "Host") {
+		q.host = value
+		return
+	}
+	q.headers = append(q.headers, [2]string{name, value})
+}
+
+// asked is q as rules take it.
+func (q *question) asked() *proxy.Asked {
+	a := &proxy.Asked{Method: []byte(q.method), Target: []byte(q.target), Host: []byte(q.host), Peer: q.ip, Secure: q.secure}
+	for _, h := range q.headers {
+		a.AddField([]byte(h[0]), []byte(h[1]))
+	}
+	for _, c := range q.claims {
+		a.SetClaim(c[0], []byte(c[1]))
+	}
+	return a
+}
