@@ -37,6 +37,7 @@ type setup struct {
 	metrics     []func(io.Writer)
 	shown       any // Deps.Config
 	upstreams   func() []Upstream
+	reload      func() Reloaded
 }
 
 // frozen are limits that gain nothing a test could see: 1 token in 30 days.
@@ -68,7 +69,7 @@ func newGateway(t testing.TB, s setup) *gateway {
 	t.Cleanup(func() { _ = l.Close() })
 	log := new(syncBuffer)
 	return &gateway{
-		Server: New(s.config, Deps{Limiter: l, Log: zerolog.New(log), LogRequests: s.logRequests, Metrics: s.metrics, Upstreams: s.upstreams, Config: s.shown, Version: "1.2.3"}),
+		Server: New(s.config, Deps{Limiter: l, Log: zerolog.New(log), LogRequests: s.logRequests, Metrics: s.metrics, Upstreams: s.upstreams, Config: s.shown, Reload: s.reload, Version: "1.2.3"}),
 		log:    log,
 	}
 }
