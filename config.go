@@ -77,6 +77,13 @@ func (p *program) configFile(named string) string {
 // load reads and checks the configuration. Without a file it is the default. The
 // problems are errors alone; the warnings are the Config's.
 func (p *program) load(file string) (Config, []problem) {
+	return p.loadBeside(file, func(*Config) []string { return nil })
+}
+
+// loadBeside is load for a gateway that runs. keep, called where the file has no
+// problem, puts back what keeps its value until a restart and is the names of that:
+// what would then be in force is judged once more, for a part of it is not the file's.
+func (p *program) loadBeside(file string, keep func(*Config) []string) (Config, []problem) {
 	c := defaultConfig()
 	if file == "" {
 		return c, nil
@@ -90,19 +97,27 @@ func (p *program) load(file string) (Config, []problem) {
 		return c, problems
 	}
 	// What could not be decoded is not judged a second time by what it then means.
-	broken := problems
-	c.validate(func(path, text string) {
+	broken, remark := problems, ""
+	judge := func(path, text string) {
 		isBelow := func(top string) bool { _, given := doc.at[top]; return !given && isAtOrBelow(path, top) }
 		if slices.ContainsFunc(broken, func(b problem) bool { return b.covers(path) }) || slices.ContainsFunc(doc.meant, isBelow) {
 			return
 		}
-		problems = append(problems, doc.problem(path, text))
-	})
+		problems = append(problems, doc.problem(path, text+remark))
+	}
+	c.validate(judge)
 	slices.SortStableFunc(problems, comparePlaces)
 	c.warnings = warningsOf(&c, doc, problems)
 	if c.Limiter.Redis != nil {
 		c.Limiter.Redis.SetDefaults()
 	}
+	if len(problems) == 0 {
+		if kept := keep(&c); len(kept) > 0 {
+			remark = "; it would do after a restart, until which these stay as they are: " + strings.Join(kept, ", ")
+			c.validate(judge)
+		}
+	}
+	slices.SortStableFunc(problems, comparePlaces)
 	return c, problems
 }
 

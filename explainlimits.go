@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 	"unicode/utf16"
@@ -187,19 +186,7 @@ func (g *gateway) explain(ctx context.Context, asked *admin.Question) (admin.Exp
 	for name, value := range asked.Claims {
 		q.claims = append(q.claims, [2]string{name, value})
 	}
-	rules := g.rulesInForce()
-	if rules == nil {
-		return admin.Explained{}, errors.New("the proxy listener is off, and there are no rules")
-	}
-	x := explainWith(rules, g.limiter, q)
+	x := explainWith(g.rules.Load(), g.limiter, q)
 	x.look(ctx, g.limiter)
 	return admin.Explained{JSON: x.JSON(), Text: x.Text()}, nil
-}
-
-// rulesInForce are those of the proxy; nil where there is none.
-func (g *gateway) rulesInForce() *proxy.Rules {
-	if g.proxy == nil {
-		return nil
-	}
-	return g.proxy.Rules()
 }

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/rs/zerolog"
 )
 
 // Bounds of the log's buffer.
@@ -15,6 +17,23 @@ const (
 	logFlushEvery  = 100 * time.Millisecond
 	logCloseWithin = 2 * time.Second
 )
+
+// logLevel is the level from which on lines are written. A logger has it as its
+// sampler, which all that are made of the logger share: so it can be set while they
+// are in use, and a line that nobody wants is not even begun.
+type logLevel struct{ least atomic.Int32 }
+
+// set takes over a level by its name; one that is unknown is info.
+func (l *logLevel) set(name string) {
+	level, err := zerolog.ParseLevel(name)
+	if err != nil {
+		level = zerolog.InfoLevel
+	}
+	l.least.Store(int32(level))
+}
+
+// Sample says whether a line of this level is written.
+func (l *logLevel) Sample(level zerolog.Level) bool { return int32(level) >= l.least.Load() }
 
 // logWriter takes log lines without ever waiting for where they go: a slow
 // disk or a stopped terminal costs lines, which are counted, never a request.

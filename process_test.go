@@ -38,6 +38,7 @@ func TestMain(m *testing.M) {
 type process struct {
 	command        *exec.Cmd
 	control, proxy string // base URLs; proxy is "" where that listener is off
+	file           string // of the configuration
 	log            *processLog
 	exited         chan struct{} // closed when it is gone
 }
@@ -81,7 +82,7 @@ func startProcessBy(t *testing.T, config string, change func(*exec.Cmd)) *proces
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &process{command: exec.Command(program, "-config", file), log: &processLog{}, exited: make(chan struct{})}
+	p := &process{file: file, command: exec.Command(program, "-config", file), log: &processLog{}, exited: make(chan struct{})}
 	p.command.Env = append(os.Environ(), beTheProgram+"=1")
 	p.command.Stderr = p.log
 	if _, err := p.command.StdinPipe(); err != nil {

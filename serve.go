@@ -8,7 +8,9 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -22,14 +24,19 @@ import (
 // gateway is what runs: the two listeners and what they share.
 type gateway struct {
 	program *program
+	file    string // of the configuration; "" for the built-in defaults
 	log     zerolog.Logger
+	level   *logLevel // of log
 	limiter *limiter.Limiter
-	proxy   *proxy.Proxy // nil where the proxy listener is off
-	// drainDelay and drainTimeout are those of the configuration.
-	drainDelay, drainTimeout time.Duration
-
+	// proxy has the rules, also where its listener is off: then it serves nobody.
+	proxy *proxy.Proxy
+	// rules are those in force, for whoever asks what becomes of a request.
+	rules atomic.Pointer[proxy.Rules]
 	admin *admin.Server
+	// reloads take the file in again.
+	reloads reloads
 
+	// proxyListener is nil where that listener is off.
 	proxyListener, adminListener net.Listener
 	inherited                    []string // the names of those that others have bound
 	// What the listeners show where they speak TLS; nil where they don't.
@@ -40,16 +47,16 @@ type gateway struct {
 
 // serve runs until a signal, or until a listener fails.
 func (p *program) serve(file string) int {
+	watch := watchOf(file) // before the file is read: no change is missed
 	c, problems := p.load(file)
 	if p.complain(file, problems) {
 		return exitUsage
 	}
 	out := newLogWriter(p.stderr)
 	defer out.Close()
-	g := &gateway{
-		program: p, log: newLogger(c.Log, out), ended: make(chan error, 2),
-		drainDelay: c.Proxy.DrainDelay, drainTimeout: c.Proxy.DrainTimeout,
-	}
+	g := &gateway{program: p, file: file, ended: make(chan error, 2)}
+	g.log, g.level = newLogger(c.Log, out)
+	g.reloads.begin(&c)
 	if err := g.build(&c, out); err != nil {
 		g.log.Error().Err(err).Msg("start")
 		return exitFailure
@@ -61,20 +68,25 @@ func (p *program) serve(file string) int {
 	}
 	g.greet(&c, file)
 	g.join(&c)
-	defer g.keepCredentials()()
+	defer g.keepUp(watch)()
 	g.start()
 	return g.wait()
 }
 
-// keepCredentials lets certificates follow their files until the function that
-// it returns is called, which waits for the end of it.
-func (g *gateway) keepCredentials() (stop func()) {
+// keepUp lets what runs follow its files, and reloads when it is told to, until the
+// function that it returns is called, which waits for the end of it.
+func (g *gateway) keepUp(config *fileWatch) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	for _, c := range []*credentials{g.proxyTLS, g.adminTLS} {
 		if c != nil {
 			running.Go(func() { c.run(ctx) })
 		}
+	}
+	running.Go(func() { g.followHangups(ctx) })
+	if config != nil {
+		config.log = g.log
+		running.Go(func() { g.followFile(ctx, config) })
 	}
 	return func() {
 		cancel()
@@ -88,16 +100,15 @@ var setLogTime = sync.OnceFunc(func() {
 	zerolog.TimestampFunc = func() time.Time { return time.Now().UTC() }
 })
 
-func newLogger(c LogConfig, out io.Writer) zerolog.Logger {
+// newLogger makes a logger and what it goes by.
+func newLogger(c LogConfig, out io.Writer) (zerolog.Logger, *logLevel) {
 	setLogTime()
 	if c.Format == "console" {
 		out = zerolog.ConsoleWriter{Out: out, NoColor: true, TimeFormat: zerolog.TimeFieldFormat}
 	}
-	level, err := zerolog.ParseLevel(c.Level)
-	if err != nil {
-		level = zerolog.InfoLevel
-	}
-	return zerolog.New(out).Level(level).With().Timestamp().Logger()
+	level := new(logLevel)
+	level.set(c.Level)
+	return zerolog.New(out).Sample(level).With().Timestamp().Logger(), level
 }
 
 // build makes everything, with no side effect outside the process.
@@ -111,13 +122,11 @@ func (g *gateway) build(c *Config, out *logWriter) error {
 		store = redis
 	}
 	g.limiter = limiter.New(c.Limiter, store)
-	writers := []func(io.Writer){out.WriteMetrics}
-	if c.Proxy.Listen != "" {
-		if err := g.buildProxy(c); err != nil {
-			return fmt.Errorf("build proxy: %w", err)
-		}
-		writers = append(writers, g.proxy.WriteMetrics)
+	writers := []func(io.Writer){out.WriteMetrics, g.reloads.WriteMetrics}
+	if err := g.buildProxy(c); err != nil {
+		return fmt.Errorf("build proxy: %w", err)
 	}
+	writers = append(writers, g.proxy.WriteMetrics)
 	if files := c.adminTLS(); files != nil {
 		var err error
 		if g.adminTLS, err = newCredentials(files, g.log); err != nil {
@@ -133,15 +142,14 @@ func (g *gateway) build(c *Config, out *logWriter) error {
 		Limiter: g.limiter, Log: g.log, LogRequests: c.Log.Requests, Metrics: writers,
 		Upstreams: g.upstreams, Config: redacted(c), Version: buildVersion(),
 		Explain: g.explain,
+		Reload:  func() admin.Reloaded { return g.reload("POST /admin/reload") },
 	})
 	return nil
 }
 
-// upstreams is what the control listener shows of the proxy's; none without a proxy.
+// upstreams is what the control listener shows of the proxy's; none where its
+// listener is off.
 func (g *gateway) upstreams() (all []admin.Upstream) {
-	if g.proxy == nil {
-		return nil
-	}
 	for _, u := range g.proxy.Upstreams() {
 		shown := admin.Upstream{Name: u.Name}
 		for _, t := range u.Targets {
@@ -158,14 +166,31 @@ func (g *gateway) upstreams() (all []admin.Upstream) {
 
 func (g *gateway) buildProxy(c *Config) (err error) {
 	o := proxy.Options{Limiter: g.limiter, Log: g.log, LogRequests: c.Log.Requests}
-	if files := c.proxyTLS(); files != nil {
+	if files := c.proxyTLS(); files != nil && c.Proxy.Listen != "" {
 		if g.proxyTLS, err = newCredentials(files, g.log); err != nil {
 			return err
 		}
 		o.TLS = g.proxyTLS.config()
 	}
-	g.proxy, err = proxy.New(c.Proxy, o)
-	return err
+	if g.proxy, err = proxy.New(c.rulesConfig(), o); err != nil {
+		return err
+	}
+	g.rules.Store(g.proxy.Rules())
+	return nil
+}
+
+// rulesConfig is what the proxy is made of. Without a listener nothing is forwarded:
+// there are no upstreams then, and none is checked.
+func (c *Config) rulesConfig() proxy.Config {
+	p := c.Proxy
+	if p.Listen != "" {
+		return p
+	}
+	p.Upstreams, p.Routes = nil, slices.Clone(p.Routes)
+	for i := range p.Routes {
+		p.Routes[i].Upstream = ""
+	}
+	return p
 }
 
 // listen has both listeners, inherited or bound, before either serves.
@@ -177,7 +202,7 @@ func (g *gateway) listen(c *Config) error {
 	control := &place{name: "control", key: "admin.listen", listen: c.Admin.Listen}
 	places := []*place{control}
 	front := &place{name: "proxy", key: "proxy.listen", listen: c.Proxy.Listen}
-	if g.proxy != nil {
+	if c.Proxy.Listen != "" {
 		places = []*place{front, control}
 	}
 	err = seat(sockets, places)
@@ -219,7 +244,7 @@ func (g *gateway) greet(c *Config, file string) {
 		g.log.Warn().Str("listen", c.Admin.Listen).Msg("the control listener is open to other hosts and admin.token is empty: /admin answers loopback peers only, /allow everyone")
 	}
 	e := g.log.Info().Str("version", buildVersion()).Str("config", file).Str("store", store).Stringer("control", g.adminListener.Addr())
-	if g.proxy != nil {
+	if g.proxyListener != nil {
 		e = e.Stringer("proxy", g.proxyListener.Addr()).Int("routes", len(c.Proxy.Routes))
 	}
 	g.tellWays(e, c)
@@ -232,7 +257,7 @@ func (g *gateway) tellWays(e *zerolog.Event, c *Config) {
 		field string
 		on    bool
 	}{
-		{"proxy_tls", g.proxyTLS != nil}, {"http2", g.proxyTLS != nil}, {"proxy_protocol", g.proxy != nil && c.Proxy.ProxyProtocol},
+		{"proxy_tls", g.proxyTLS != nil}, {"http2", g.proxyTLS != nil}, {"proxy_protocol", g.proxyListener != nil && c.Proxy.ProxyProtocol},
 		{"control_tls", g.adminTLS != nil},
 	} {
 		if way.on {
@@ -263,7 +288,7 @@ func isOpen(addr net.Addr) bool {
 func (g *gateway) start() {
 	go func() { g.ended <- g.admin.Serve(g.adminListener) }()
 	var proxyAddr net.Addr
-	if g.proxy != nil {
+	if g.proxyListener != nil {
 		proxyAddr = g.proxyListener.Addr()
 		go func() { g.ended <- g.proxy.Serve(g.proxyListener) }()
 	}
@@ -279,15 +304,16 @@ func (g *gateway) wait() int {
 			return exitFailure
 		case s := <-g.program.signals:
 			if s == syscall.SIGHUP {
-				g.log.Warn().Msg("a reload was asked for (SIGHUP), which is not served yet: the configuration stays as it is; restart to take in a changed file")
+				g.reloads.ask()
 				continue
 			}
 			g.log.Info().Stringer("signal", s).Msg("draining")
+			times := g.reloads.end()
 			if s != syscall.SIGTERM {
-				g.drainDelay = 0
+				times.delay = 0
 			}
 			done := make(chan error, 1)
-			go func() { done <- g.drain() }()
+			go func() { done <- g.drain(times) }()
 			return g.awaitDrain(done, s)
 		}
 	}
@@ -309,7 +335,11 @@ func (g *gateway) awaitDrain(done <-chan error, first os.Signal) int {
 			g.log.Info().Msg("stopped")
 			return exitFine
 		case s := <-g.program.signals:
-			if s == syscall.SIGHUP || s == first && time.Since(began) < repeatGrace {
+			switch {
+			case s == syscall.SIGHUP:
+				g.log.Warn().Stringer("signal", s).Msg(errDraining)
+				continue
+			case s == first && time.Since(began) < repeatGrace:
 				continue
 			}
 			g.log.Warn().Stringer("signal", s).Msg("second signal: stopping at once")
@@ -321,17 +351,11 @@ func (g *gateway) awaitDrain(done <-chan error, first os.Signal) int {
 // drain turns /readyz to 503, lets load balancers notice while requests are
 // still taken, and then waits for those in flight. The control listener goes
 // after the proxy, and the store last of all.
-func (g *gateway) drain() error {
-	ctx, cancel := context.WithTimeout(context.Background(), g.drainTimeout)
+func (g *gateway) drain(times drainTimes) error {
+	ctx, cancel := context.WithTimeout(context.Background(), times.timeout)
 	defer cancel()
 	g.admin.Drain()
-	if g.proxy != nil {
-		g.proxy.Drain()
-	}
-	time.Sleep(g.drainDelay)
-	var err error
-	if g.proxy != nil {
-		err = g.proxy.Shutdown(ctx)
-	}
-	return errors.Join(err, g.admin.Shutdown(ctx))
+	g.proxy.Drain()
+	time.Sleep(times.delay)
+	return errors.Join(g.proxy.Shutdown(ctx), g.admin.Shutdown(ctx))
 }

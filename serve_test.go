@@ -15,8 +15,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rs/zerolog"
-
-	"github.com/r8limiter/r8limiter/proxy"
 )
 
 // What the kernel or timeout(1) deliver twice is one signal; a second one that
@@ -58,12 +56,12 @@ func TestSecondSignalEndsTheDrainUnlessItRepeatsTheFirst(t *testing.T) {
 	}
 }
 
-func TestHangupIsToldAndEndsNothing(t *testing.T) {
+func TestHangupReloadsAndEndsNothing(t *testing.T) {
 	p := startProcess(t, activatedAnywhere)
 	for range 3 {
-		before := p.logged("a reload was asked for")
+		before := p.logged("the configuration is read again")
 		p.signal(t, syscall.SIGHUP)
-		eventually(t, "the log tells of the signal", func() bool { return p.logged("a reload was asked for") > before })
+		eventually(t, "the log tells of the reload", func() bool { return p.logged("the configuration is read again") > before })
 	}
 	if got := status(t, "GET", p.proxy+"/x"); got != 200 {
 		t.Errorf("after SIGHUP: got %d, want 200", got)
@@ -86,10 +84,10 @@ func TestServingLineTellsWhatIsOn(t *testing.T) {
 		want   map[string]any
 	}{
 		{"nothing", func(*gateway, *Config) {}, map[string]any{}},
-		{"PROXY protocol without a proxy listener", func(_ *gateway, c *Config) { c.Proxy.ProxyProtocol = true }, map[string]any{}},
+		{"PROXY protocol without a proxy listener", func(g *gateway, c *Config) { g.proxyListener, c.Proxy.ProxyProtocol = nil, true }, map[string]any{}},
 		{"TLS of the control listener", func(g *gateway, _ *Config) { g.adminTLS = &credentials{} }, map[string]any{"control_tls": true}},
 		{"all", func(g *gateway, c *Config) {
-			g.proxy, g.proxyTLS, g.adminTLS, c.Proxy.ProxyProtocol = &proxy.Proxy{}, &credentials{}, &credentials{}, true
+			g.proxyTLS, g.adminTLS, c.Proxy.ProxyProtocol = &credentials{}, &credentials{}, true
 			g.inherited = []string{"proxy", "control"}
 		}, map[string]any{"proxy_tls": true, "http2": true, "proxy_protocol": true, "control_tls": true, "inherited_sockets": []any{"proxy", "control"}}},
 	} {

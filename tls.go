@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -68,6 +70,7 @@ func (f *tlsFiles) names() (names []string) {
 
 // keyring is what a listener shows and believes at one time. It is not changed.
 type keyring struct {
+	files   *tlsFiles          // that it was read from
 	pairs   []*tls.Certificate // as in tlsFiles
 	clients *x509.CertPool     // who signs the clients' certificates; nil for nobody asked
 	whole   bool               // every file could be used when it was last read
@@ -76,7 +79,7 @@ type keyring struct {
 // read reads all files. It reports, by the path of its key, each that can't be
 // used; what old has in its place is kept. Empty names are the packages' to report.
 func (f *tlsFiles) read(old keyring, report func(path, problem string)) keyring {
-	k := keyring{pairs: make([]*tls.Certificate, len(f.pairs)), clients: old.clients, whole: true}
+	k := keyring{files: f, pairs: make([]*tls.Certificate, len(f.pairs)), clients: old.clients, whole: true}
 	copy(k.pairs, old.pairs)
 	for i, p := range f.pairs {
 		pair := p.read(func(key, problem string) { report(p.path+"."+key, problem) })
@@ -140,16 +143,19 @@ func (p pairFiles) readKey(report func(key, problem string)) (data []byte, ok bo
 // credentials keep what a listener shows as its files are now. A file that
 // became unusable leaves in force what it held before.
 type credentials struct {
+	// files are those of the start. By their version, and by whether clients are asked
+	// for certificates, the listener goes to its end; what the list is now the ring has.
 	files *tlsFiles
 	log   zerolog.Logger
-	watch *fileWatch
+	watch *fileWatch      // of the start; run goes on to those that come after it
+	next  chan *fileWatch // of another list of files; it holds the last that run has not seen
 	ring  atomic.Pointer[keyring]
 }
 
 // newCredentials reads the files for the first time; the error joins all that
 // is wrong with them.
 func newCredentials(files *tlsFiles, log zerolog.Logger) (*credentials, error) {
-	c := &credentials{files: files, log: log.With().Str("listener", files.listener).Logger()}
+	c := &credentials{files: files, next: make(chan *fileWatch, 1), log: log.With().Str("listener", files.listener).Logger()}
 	c.watch = newFileWatch(files.names(), c.log)
 	var all error
 	k := files.read(keyring{}, func(path, problem string) {
@@ -161,17 +167,75 @@ func newCredentials(files *tlsFiles, log zerolog.Logger) (*credentials, error) {
 }
 
 // run reloads whenever files change, until ctx ends.
-func (c *credentials) run(ctx context.Context) { c.watch.run(ctx, c.reload) }
+func (c *credentials) run(ctx context.Context) {
+	for w := c.watch; ctx.Err() == nil; {
+		watching, end := context.WithCancel(ctx)
+		var running sync.WaitGroup
+		now := w
+		running.Go(func() { now.run(watching, c.reload) })
+		select {
+		case w = <-c.next:
+		case <-ctx.Done():
+		}
+		end()
+		running.Wait()
+	}
+}
 
+// reload reads all files again.
 func (c *credentials) reload() {
-	k := c.files.read(*c.ring.Load(), func(path, problem string) {
-		c.log.Error().Str("key", path).Str("problem", problem).Msg("a changed file can't be used: what it held before stays in force")
-	})
-	c.ring.Store(&k)
+	var k keyring
+	for done := false; !done; {
+		old := c.ring.Load()
+		k = old.files.read(*old, func(path, problem string) {
+			c.log.Error().Str("key", path).Str("problem", problem).Msg("a changed file can't be used: what it held before stays in force")
+		})
+		done = c.ring.CompareAndSwap(old, &k) // else commit has put other files in force
+	}
 	if k.whole {
 		c.log.Info().Time("not_after", k.notAfter().UTC()).Msg("certificates reloaded")
 	}
 	c.warnOfExpired(&k)
+}
+
+// nextRing is what credentials will show by another configuration.
+type nextRing struct {
+	of       *credentials
+	was, now *keyring
+	watch    *fileWatch // nil where the files have the same names
+}
+
+// prepare reads files in place of those in force. It has no side effect; the error
+// joins all that is wrong with them.
+func (c *credentials) prepare(files *tlsFiles) (*nextRing, error) {
+	n := &nextRing{of: c, was: c.ring.Load()}
+	if !slices.Equal(files.names(), n.was.files.names()) {
+		n.watch = newFileWatch(files.names(), c.log)
+	}
+	var all error
+	k := files.read(keyring{}, func(path, problem string) {
+		all = errors.Join(all, fmt.Errorf("%s: %s", path, problem))
+	})
+	n.now = &k
+	return n, all
+}
+
+// commit puts n, which prepare made, in force for every handshake from now on. Those
+// who connected before stay. It can't fail; commits follow each other.
+func (n *nextRing) commit() {
+	c := n.of
+	if n.watch == nil {
+		// Where that fails the watch has just read the same files, and later.
+		c.ring.CompareAndSwap(n.was, n.now)
+		return
+	}
+	c.ring.Store(n.now)
+	select {
+	case <-c.next: // nobody watches that any more
+	default:
+	}
+	c.next <- n.watch
+	c.warnOfExpired(n.now)
 }
 
 func (c *credentials) warnOfExpired(k *keyring) {

@@ -33,29 +33,28 @@ type Deps struct {
 	Limiter *limiter.Limiter
 	// Log adds the time to its lines by itself.
 	Log zerolog.Logger
-	// LogRequests is "all", "denied" (every answer from 400 on) or "none".
+	// LogRequests is that of Terms, until Commit.
 	LogRequests string
 	// Metrics write what else /metrics shows, in Prometheus text format.
 	Metrics []func(io.Writer)
 	// Upstreams says how the proxy's upstreams fare; nil where there is no proxy.
 	Upstreams func() []Upstream
-	// Config is the configuration in force for GET /admin/config, without secrets.
+	// Config is that of Terms, until Commit.
 	Config any
-	// Explain answers POST /admin/explain by the rules in force; nil where there are none.
+	// Explain answers POST /admin/explain by the rules in force.
 	// The error is the question's fault.
 	Explain func(context.Context, *Question) (Explained, error)
+	// Reload takes the configuration file in again.
+	Reload  func() Reloaded
 	Version string
 }
 
 // Server is the control listener. Create it with New.
 type Server struct {
 	Deps
-	adminGuard guard
-	allowGuard guard
-	guesses    guesses
-	http       *fasthttp.Server
-
-	readyWhenDegraded bool
+	settings atomic.Pointer[Settings] // in force; see Commit
+	guesses  guesses
+	http     *fasthttp.Server
 
 	outcomes *limiter.Outcomes
 	set      *metrics.Set
@@ -111,6 +110,7 @@ var endpoints = map[string]*endpoint{
 	"/admin/resources":     {get: (*Server).resources},
 	"/admin/overrides":     {get: (*Server).overrides},
 	"/admin/config":        {get: (*Server).config},
+	"/admin/reload":        {post: (*Server).reload},
 	"/admin/upstreams":     {get: (*Server).upstreams},
 	"/admin/audit":         {get: (*Server).audit},
 	"/admin/openapi.yaml":  {get: (*Server).openAPI},
@@ -136,16 +136,13 @@ var named = []struct {
 // New makes a control listener that doesn't listen yet. c has been validated.
 func New(c Config, d Deps) *Server {
 	s := &Server{
-		Deps:       d,
-		adminGuard: newGuard(c.Token),
-		allowGuard: newGuard(c.AllowToken),
-		outcomes:   d.Limiter.Outcomes("/allow"),
-		set:        metrics.NewSet(),
-		stop:       make(chan struct{}),
-		guesses:    newGuesses(),
-
-		readyWhenDegraded: c.ReadyWhenDegraded,
+		Deps:     d,
+		outcomes: d.Limiter.Outcomes("/allow"),
+		set:      metrics.NewSet(),
+		stop:     make(chan struct{}),
+		guesses:  newGuesses(),
 	}
+	s.Commit(NewSettings(c, Terms{LogRequests: d.LogRequests, Config: d.Config}))
 	s.latency = s.set.NewPrometheusHistogramExt(`request_latency_seconds{endpoint="/allow"}`, latencyBuckets)
 	s.panics = s.set.NewCounter(`r8limiter_panics_total{listener="control"}`)
 	s.http = s.newHTTP()

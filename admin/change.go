@@ -206,7 +206,7 @@ func (s *Server) audit(x *exchange) {
 // actor is who asks.
 func (s *Server) actor(x *exchange) limiter.Actor {
 	a := limiter.Actor{ClientIP: x.peer.String(), Auth: "loopback", RequestID: string(x.requestID())}
-	if s.adminGuard.set {
+	if s.settings.Load().adminGuard.set {
 		a.Auth = "token"
 	}
 	return a

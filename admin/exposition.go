@@ -21,6 +21,10 @@ var families = map[string]family{
 	"active_keys":             {"gauge", "Buckets that are not full, as far as this gateway knows; it counts a million at most."},
 	"request_latency_seconds": {"histogram", "Time from the end of a request's head to the end of its answer, the upstream's part included, by endpoint."},
 
+	"r8limiter_config_last_reload_successful":                {"gauge", "Whether the configuration file could be put in force when it was last read, 0 or 1."},
+	"r8limiter_config_last_reload_success_timestamp_seconds": {"gauge", "When the configuration file was last read and could be put in force, in Unix time."},
+	"r8limiter_config_reloads_total":                         {"counter", "Reloads of the configuration file by result: applied, unchanged, or failed, which left the old one in force."},
+
 	"r8limiter_build_info":                       {"gauge", "Always 1; the labels hold the version of this program and of Go."},
 	"r8limiter_connections_refused_total":        {"counter", "Clients' connections refused, by the limit that was reached; handshake: TLS or PROXY protocol failed."},
 	"r8limiter_certificate_not_after_seconds":    {"gauge", "When the first certificate of a listener expires, in Unix time."},

@@ -38,6 +38,7 @@ type setup struct {
 	shown       any // Deps.Config
 	upstreams   func() []Upstream
 	explain     func(context.Context, *Question) (Explained, error)
+	reload      func() Reloaded
 }
 
 // frozen are limits that gain nothing a test could see: 1 token in 30 days.
@@ -69,7 +70,7 @@ func newGateway(t testing.TB, s setup) *gateway {
 	t.Cleanup(func() { _ = l.Close() })
 	log := new(syncBuffer)
 	return &gateway{
-		Server: New(s.config, Deps{Limiter: l, Log: zerolog.New(log), LogRequests: s.logRequests, Metrics: s.metrics, Upstreams: s.upstreams, Explain: s.explain, Config: s.shown, Version: "1.2.3"}),
+		Server: New(s.config, Deps{Limiter: l, Log: zerolog.New(log), LogRequests: s.logRequests, Metrics: s.metrics, Upstreams: s.upstreams, Explain: s.explain, Config: s.shown, Reload: s.reload, Version: "1.2.3"}),
 		log:    log,
 	}
 }

@@ -48,9 +48,9 @@ func namesToken(query []byte) bool {
 
 // mayAdminister guards everything under /admin and answers those it refuses.
 func (s *Server) mayAdminister(x *exchange) bool {
-	if s.adminGuard.set {
+	if g := &s.settings.Load().adminGuard; g.set {
 		h := &x.ctx.Request.Header
-		return isPage(x.path) && (h.IsGet() || h.IsHead()) || s.demand(&s.adminGuard, x)
+		return isPage(x.path) && (h.IsGet() || h.IsHead()) || s.demand(g, x)
 	}
 	if x.peer.IsLoopback() && isLocalHost(x.ctx.Request.Header.Host()) {
 		return s.isNoPage(x, "/admin")
@@ -63,8 +63,8 @@ func (s *Server) mayAdminister(x *exchange) bool {
 // thing refused is a web page that makes its visitor's browser spend tokens on
 // the visitor's own machine; browsers send Origin with every POST.
 func (s *Server) mayAsk(x *exchange) bool {
-	if s.allowGuard.set {
-		return s.demand(&s.allowGuard, x)
+	if g := &s.settings.Load().allowGuard; g.set {
+		return s.demand(g, x)
 	}
 	return !x.peer.IsLoopback() || s.isNoPage(x, "/allow")
 }

@@ -30,7 +30,7 @@ func (s *Server) readyz(x *exchange) {
 	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
 	defer cancel()
 	err := s.Limiter.Probe(ctx)
-	if err != nil && s.readyWhenDegraded && s.Limiter.StandsIn() {
+	if err != nil && s.settings.Load().readyWhenDegraded && s.Limiter.StandsIn() {
 		x.cause = err
 		x.answerJSON(struct {
 			Ready    bool   `json:"ready"`

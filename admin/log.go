@@ -39,7 +39,8 @@ func (s *Server) logRequest(x *exchange) {
 // event begins the line about x, or returns nil if there is to be none.
 func (s *Server) event(x *exchange) *zerolog.Event {
 	status := x.ctx.Response.StatusCode()
-	if s.LogRequests == "none" || s.LogRequests == "denied" && status < fasthttp.StatusBadRequest {
+	which := s.settings.Load().terms.LogRequests
+	if which == "none" || which == "denied" && status < fasthttp.StatusBadRequest {
 		return nil
 	}
 	switch {

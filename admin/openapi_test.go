@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -149,7 +150,18 @@ func documentedSetup(t *testing.T, store limiter.Store) setup {
 		}},
 	}
 	inForce := map[string]any{"proxy": map[string]any{"listen": ":8080"}, "limiter": map[string]any{}, "admin": map[string]any{}, "log": map[string]any{}}
-	return setup{limits: limits, store: store, shown: inForce, upstreams: someUpstreams, explain: echoQuestion}
+	return setup{limits: limits, store: store, shown: inForce, upstreams: someUpstreams, explain: echoQuestion, reload: someReloads()}
+}
+
+// someReloads are, one after the other, all that may come of a reload.
+func someReloads() func() Reloaded {
+	all := []Reloaded{
+		{Changed: true, NeedsRestart: []string{"proxy.listen", "limiter.redis"}}, {Changed: true}, {},
+		{Problems: []Problem{{1, 1, "", "the file is empty"}, {3, 7, "admin.token", "is short"}}},
+		{Refused: "there is no file"},
+	}
+	var next atomic.Int64
+	return func() Reloaded { return all[int(next.Add(1)-1)%len(all)] }
 }
 
 // put is a request with a JSON body.
@@ -198,6 +210,11 @@ func (h holder) askAll(g *gateway) {
 		{"200", "GET", "/admin/upstreams", request("GET", "/admin/upstreams")},
 		{"200", "DELETE", override, request("DELETE", "/admin/user/alice/override?resource=read")},
 		{"200", "DELETE", resource, request("DELETE", "/admin/resources/new")},
+		{"200", "POST", "/admin/reload", request("POST", "/admin/reload")},
+		{"200", "POST", "/admin/reload", request("POST", "/admin/reload")},
+		{"200", "POST", "/admin/reload", request("POST", "/admin/reload")},
+		{"422", "POST", "/admin/reload", request("POST", "/admin/reload")},
+		{"409", "POST", "/admin/reload", request("POST", "/admin/reload")},
 		{"200", "GET", "/admin/audit", request("GET", "/admin/audit?n=100")},
 		{"200", "GET", "/admin/openapi.yaml", request("GET", "/admin/openapi.yaml")},
 		{"200", "GET", "/admin/", request("GET", "/admin/")},
@@ -286,7 +303,7 @@ func (h holder) askDown(g *gateway) {
 			if o.method == "PUT" {
 				raw = put(o.example(), `{"capacity":1,"refill_rate":"1/s"}`)
 			}
-		case "/admin/", "/admin/web/{file}", "/admin/overrides", "/admin/config", "/admin/upstreams", "/admin/openapi.yaml", "/metrics", "/livez":
+		case "/admin/", "/admin/web/{file}", "/admin/overrides", "/admin/config", "/admin/reload", "/admin/upstreams", "/admin/openapi.yaml", "/metrics", "/livez":
 			h.ask(g, o, "200", raw) // these answer all the same
 			continue
 		}

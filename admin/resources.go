@@ -89,6 +89,6 @@ func (s *Server) answerResource(x *exchange, name string) {
 // config answers GET /admin/config.
 func (s *Server) config(x *exchange) {
 	if x.takesNoParams() {
-		x.answerJSON(s.Config)
+		x.answerJSON(s.settings.Load().terms.Config)
 	}
 }

@@ -139,6 +139,12 @@ func (l *Limiter) Audit(ctx context.Context, n int) ([]AuditEntry, error) {
 	return entries, nil
 }
 
+// Record leaves an entry in the audit trail about what an operator did that is no
+// change of the limiter's own.
+func (l *Limiter) Record(ctx context.Context, e AuditEntry, by Actor) error {
+	return l.change(ctx, Change{Entry: e}, by)
+}
+
 // change makes a change in the fleet, and in force here before it returns.
 func (l *Limiter) change(ctx context.Context, c Change, by Actor) error {
 	c.Entry.By, c.Entry.Gateway = by, l.sync.gateway

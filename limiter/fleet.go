@@ -127,7 +127,7 @@ func worst(all []Offender, n int) []Offender {
 // AuditEntry is one change by an operator.
 type AuditEntry struct {
 	Time time.Time `json:"time"`
-	// Action is limits.set, limits.drop, override.set, override.drop or user.reset.
+	// Action is limits.set, limits.drop, override.set, override.drop, user.reset or config.reload.
 	Action   string `json:"action"`
 	User     string `json:"user_id,omitempty"`
 	Resource string `json:"resource,omitempty"`

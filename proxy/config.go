@@ -121,7 +121,7 @@ type HealthCheckConfig struct {
 
 // UpstreamTLSConfig is how TLS to targets is done: version 1.2 or later, and
 // the target's certificate is always verified. Its files are PEM, read at the start
-// alone: a changed one wants a restart. The zero value trusts the system's authorities
+// and at each reload. The zero value trusts the system's authorities
 // and shows no certificate.
 type UpstreamTLSConfig struct {
 	// CAFile holds the authorities that may sign the targets' certificates, in

@@ -59,7 +59,7 @@ func New(c Config, o Options) (*Proxy, error) {
 		x.onInterim = x.interim
 		return x
 	}
-	rs, err := p.Prepare(c, Terms{LogRequests: o.LogRequests})
+	rs, err := p.Prepare(c, Terms{Limits: o.Limiter.Current(), LogRequests: o.LogRequests})
 	if err != nil {
 		return nil, err
 	}

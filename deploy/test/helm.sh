@@ -177,9 +177,16 @@ changes() {
   helm template limits "${asked[@]}" "$chart" --show-only "templates/$template" "$@" | sed -n '/^  template:/,/^    spec:/p'
 }
 [ "$(changes deployment.yaml)" = "$(changes deployment.yaml)" ] || fail "an upgrade without a change starts new pods"
-for value in redis.bundled.password=other adminToken=fedcba9876543210 config.log.level=debug; do
+for value in redis.bundled.password=other adminToken=fedcba9876543210 redis.keyPrefix=other config.proxy.listen=:8081 config.log.format=console; do
   [ "$(changes deployment.yaml)" != "$(changes deployment.yaml --set $value)" ] || fail "another $value starts no new pods"
 done
+# What running pods take in by themselves starts none, unless that is wished for: the
+# ConfigMap is mounted as a directory, of which a change arrives.
+live=config.limiter.default.capacity=11
+[ "$(changes deployment.yaml)" = "$(changes deployment.yaml --set $live)" ] || fail "another $live starts new pods"
+[ "$(changes deployment.yaml --set restartOnConfigChange=true)" != "$(changes deployment.yaml --set restartOnConfigChange=true --set $live)" ] ||
+  fail "another $live starts no new pods although that is wished for"
+! grep -rn subPath "$chart/templates" || fail "what is mounted by subPath never changes in a running pod"
 cp -r "$chart" "$dir/newer"
 sed -i 's/^version: .*/version: 99.0.0/; s/^appVersion: .*/appVersion: "99.0.0"/' "$dir/newer/Chart.yaml"
 [ "$(changes redis.yaml --set redis.bundled.password=p)" = "$(chart=$dir/newer changes redis.yaml --set redis.bundled.password=p)" ] ||

@@ -145,6 +145,18 @@ httpGet: {path: {{ .path }}, port: control{{ if include "r8limiter.controlTLS" .
 {{- toYaml $config }}
 {{- end }}
 
+{{/* What of the configuration only a start takes in: see "Reload" in the program's README. */}}
+{{- define "r8limiter.fixed" -}}
+{{- $config := include "r8limiter.config" . | fromYaml }}
+{{- $proxy := default dict $config.proxy }}
+{{- $proxyTLS := default dict $proxy.tls }}
+{{- $admin := default dict $config.admin }}
+{{- $adminTLS := default dict $admin.tls }}
+{{- list $proxy.listen $proxy.proxy_protocol (empty $proxyTLS) $proxyTLS.min_version
+  $admin.listen (empty $adminTLS) $adminTLS.min_version (empty $adminTLS.client_ca_file)
+  (default dict $config.limiter).redis (default dict $config.log).format | toJson }}
+{{- end }}
+
 {{/* The bundled Redis' password: the given one, the one there is, or a new one. */}}
 {{- define "r8limiter.redisPassword" -}}
 {{- $kept := lookup "v1" "Secret" .Release.Namespace (printf "%s-redis" (include "r8limiter.fullname" .)) }}
