@@ -25,6 +25,7 @@ type gateway struct {
 	log     zerolog.Logger
 	limiter *limiter.Limiter
 	proxy   *proxy.Proxy // nil where the proxy listener is off
+	judging *proxy.Proxy // whose rules /check goes by: proxy, or one that listens nowhere
 	// drainDelay and drainTimeout are those of the configuration.
 	drainDelay, drainTimeout time.Duration
 
@@ -118,6 +119,9 @@ func (g *gateway) build(c *Config, out *logWriter) error {
 		}
 		writers = append(writers, g.proxy.WriteMetrics)
 	}
+	if err := g.buildJudging(c); err != nil {
+		return err
+	}
 	if files := c.adminTLS(); files != nil {
 		var err error
 		if g.adminTLS, err = newCredentials(files, g.log); err != nil {
@@ -131,7 +135,7 @@ func (g *gateway) build(c *Config, out *logWriter) error {
 	}
 	g.admin = admin.New(c.Admin, admin.Deps{
 		Limiter: g.limiter, Log: g.log, LogRequests: c.Log.Requests, Metrics: writers,
-		Upstreams: g.upstreams, Config: redacted(c), Version: buildVersion(),
+		Upstreams: g.upstreams, NewJudge: g.newJudge, Config: redacted(c), Version: buildVersion(),
 	})
 	return nil
 }
@@ -331,5 +335,9 @@ func (g *gateway) drain() error {
 	if g.proxy != nil {
 		err = g.proxy.Shutdown(ctx)
 	}
-	return errors.Join(err, g.admin.Shutdown(ctx))
+	err = errors.Join(err, g.admin.Shutdown(ctx))
+	if g.proxy == nil {
+		err = errors.Join(err, g.judging.Shutdown(ctx))
+	}
+	return err
 }

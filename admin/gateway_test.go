@@ -39,6 +39,48 @@ type setup struct {
 	upstreams   func() []Upstream
 }
 
+// judgeByPath stands where routes are otherwise: the path says what they would. The
+// user is who X-User-Id names, else X-Forwarded-For, else whoever asks.
+func judgeByPath(l *limiter.Limiter) Judge {
+	outcomes := l.Outcomes("items")
+	return func(d *Described, v *Verdict) {
+		*v = Verdict{Route: "items", Outcomes: outcomes}
+		refuse := func(status int) { v.Refused, v.Status = errors.New("refused"), status }
+		path, _, _ := bytes.Cut(d.Target, []byte("?"))
+		switch {
+		case string(d.Method) == "CONNECT":
+			refuse(405)
+		case string(path) == "/odd":
+			refuse(400)
+		case string(path) == "/login":
+			refuse(401)
+			v.Challenge = "Bearer"
+		case string(path) == "/blocked":
+			refuse(403)
+		case string(path) == "/nowhere":
+			refuse(404)
+		case string(path) == "/free":
+		default:
+			v.Charged = true
+			v.Ask = limiter.Request{User: userOf(d), Resource: []byte("items"), Cost: 1}
+			if cost, ok := bytes.CutPrefix(path, []byte("/cost/")); ok {
+				v.Ask.Cost, _ = parseCost(cost)
+			}
+		}
+	}
+}
+
+func userOf(d *Described) []byte {
+	for _, name := range []string{"X-User-Id", "X-Forwarded-For"} {
+		for i := range d.Fields {
+			if equalFold(d.Fields[i].Name, name) {
+				return d.Fields[i].Value
+			}
+		}
+	}
+	return []byte("asker")
+}
+
 // frozen are limits that gain nothing a test could see: 1 token in 30 days.
 func frozen(t testing.TB, capacity int64) limiter.Config {
 	t.Helper()
@@ -68,7 +110,7 @@ func newGateway(t testing.TB, s setup) *gateway {
 	t.Cleanup(func() { _ = l.Close() })
 	log := new(syncBuffer)
 	return &gateway{
-		Server: New(s.config, Deps{Limiter: l, Log: zerolog.New(log), LogRequests: s.logRequests, Metrics: s.metrics, Upstreams: s.upstreams, Config: s.shown, Version: "1.2.3"}),
+		Server: New(s.config, Deps{Limiter: l, Log: zerolog.New(log), LogRequests: s.logRequests, Metrics: s.metrics, Upstreams: s.upstreams, Config: s.shown, NewJudge: func() Judge { return judgeByPath(l) }, Version: "1.2.3"}),
 		log:    log,
 	}
 }

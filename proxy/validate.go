@@ -197,7 +197,7 @@ func (c *Config) validateRoute(rt *RouteConfig, report func(key, problem string)
 	if !known {
 		report(".action", fmt.Sprintf("%q is none of limit, bypass, block", rt.Action))
 	}
-	if _, ok := c.Upstreams[rt.Upstream]; !ok && (rt.Upstream != "" || act != blockAction) {
+	if _, ok := c.Upstreams[rt.Upstream]; !ok && (rt.Upstream != "" || act != blockAction && c.Listen != "") {
 		report(".upstream", fmt.Sprintf("%q is not one of proxy.upstreams", rt.Upstream))
 	}
 	rt.Match.validate(func(key, problem string) { report(".match"+key, problem) })

@@ -1,0 +1,43 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/r8limiter/r8limiter/admin"
+	"github.com/r8limiter/r8limiter/proxy"
+)
+
+// buildJudging makes the proxy whose rules /check goes by: the one that listens,
+// or, where the proxy listener is off, one that never will and has no upstreams.
+func (g *gateway) buildJudging(c *Config) (err error) {
+	if g.judging = g.proxy; g.proxy != nil {
+		return nil
+	}
+	rules := c.Proxy
+	rules.Upstreams = nil
+	g.judging, err = proxy.New(rules, proxy.Options{Limiter: g.limiter, Log: g.log, LogRequests: c.Log.Requests})
+	if err != nil {
+		return fmt.Errorf("build rules of /check: %w", err)
+	}
+	return nil
+}
+
+// newJudge makes what judges requests that other proxies describe at /check, each
+// by the rules in force.
+func (g *gateway) newJudge() admin.Judge {
+	asked, judged := new(proxy.Asked), new(proxy.Judgement)
+	return func(d *admin.Described, v *admin.Verdict) {
+		asked.Reset()
+		asked.Method, asked.Target, asked.Host = d.Method, d.Target, d.Host
+		asked.Peer, asked.Secure = d.Peer, d.Secure
+		asked.Believed = true // who asks has the client's connection, and says whose it is
+		for i := range d.Fields {
+			asked.AddField(d.Fields[i].Name, d.Fields[i].Value)
+		}
+		g.judging.Rules().Judge(asked, judged)
+		*v = admin.Verdict{
+			Refused: judged.Refused, Status: judged.Status, Challenge: judged.Challenge,
+			Route: judged.Route, Charged: judged.Charged, Ask: judged.Ask, Outcomes: judged.Outcomes,
+		}
+	}
+}
