@@ -54,6 +54,7 @@ type Judge func(*Described, *Verdict)
 // by the server, since the judge goes by the server's routes.
 type check struct {
 	judge   Judge
+	told    description
 	asked   Described
 	verdict Verdict
 	status  int // in place of that of any refusal; 0 for none

@@ -105,7 +105,7 @@ var errNoURI = errors.New("which request? Send its path and query as X-Forwarded
 // describe reads the question into x.check.asked. What it can't take at its word is
 // an error: it would decide about another request than the one that passes.
 func (x *exchange) describe() error {
-	var d description
+	d := &x.check.told
 	if x.rest != nil {
 		// The question's own line describes: fields may only repeat it.
 		d.target = x.ctx.Request.Header.RequestURI()[len(checkPath):]
@@ -114,14 +114,14 @@ func (x *exchange) describe() error {
 	raw := x.ctx.Request.Header.RawHeaders()
 	options := hasOptions(raw)
 	for name, value, rest, ok := nextField(raw); ok; name, value, rest, ok = nextField(rest) {
-		if err := x.takeField(&d, Field{name, value}); err != nil {
+		if err := x.takeField(d, Field{name, value}); err != nil {
 			return err
 		}
 		if options && isNominated(raw, name) {
 			x.check.asked.drop(name)
 		}
 	}
-	return x.conclude(&d)
+	return x.conclude(d)
 }
 
 // takeField reads a field that describes, or is the described request's own.

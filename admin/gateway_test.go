@@ -42,7 +42,7 @@ type setup struct {
 // judgeByPath stands where routes are otherwise: the path says what they would. The
 // user is who X-User-Id names, else X-Forwarded-For, else whoever asks.
 func judgeByPath(l *limiter.Limiter) Judge {
-	outcomes := l.Outcomes("items")
+	outcomes, resource := l.Outcomes("items"), []byte("items")
 	return func(d *Described, v *Verdict) {
 		*v = Verdict{Route: "items", Outcomes: outcomes}
 		refuse := func(status int) { v.Refused, v.Status = errors.New("refused"), status }
@@ -62,13 +62,15 @@ func judgeByPath(l *limiter.Limiter) Judge {
 		case string(path) == "/free":
 		default:
 			v.Charged = true
-			v.Ask = limiter.Request{User: userOf(d), Resource: []byte("items"), Cost: 1}
+			v.Ask = limiter.Request{User: userOf(d), Resource: resource, Cost: 1}
 			if cost, ok := bytes.CutPrefix(path, []byte("/cost/")); ok {
 				v.Ask.Cost, _ = parseCost(cost)
 			}
 		}
 	}
 }
+
+var asker = []byte("asker")
 
 func userOf(d *Described) []byte {
 	for _, name := range []string{"X-User-Id", "X-Forwarded-For"} {
@@ -78,7 +80,7 @@ func userOf(d *Described) []byte {
 			}
 		}
 	}
-	return []byte("asker")
+	return asker
 }
 
 // frozen are limits that gain nothing a test could see: 1 token in 30 days.
