@@ -37,9 +37,9 @@ redis: # and curl, with which the tests run the README's lines
 
 frontproxies: # that deploy/recipes are for
 	@[ -x /usr/sbin/nginx ] && [ -x /usr/sbin/haproxy ] && exit 0; \
-	echo "installing nginx-light and haproxy from the distribution's packages"; \
+	echo "installing nginx and haproxy from the distribution's packages"; \
 	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
-	{ $$sudo env RUNLEVEL=1 apt-get update -q && $$sudo env RUNLEVEL=1 apt-get install -y -q --no-install-recommends nginx-light haproxy; } || \
+	{ $$sudo env RUNLEVEL=1 apt-get update -q && $$sudo env RUNLEVEL=1 apt-get install -y -q --no-install-recommends nginx haproxy; } || \
 	{ echo "nginx or haproxy is missing and could not be installed: install them and run make test again" >&2; exit 1; }
 
 wiretools: # the load balancer and the attacker of the tests

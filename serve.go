@@ -218,7 +218,7 @@ func (g *gateway) greet(c *Config, file string) {
 		}
 	}
 	if c.Admin.Token == "" && isOpen(g.adminListener.Addr()) {
-		g.log.Warn().Str("listen", c.Admin.Listen).Msg("the control listener is open to other hosts and admin.token is empty: /admin answers loopback peers only, /allow everyone")
+		g.log.Warn().Str("listen", c.Admin.Listen).Msg("the control listener is open to other hosts and admin.token is empty: /admin answers loopback peers only, /allow and /check everyone")
 	}
 	e := g.log.Info().Str("version", buildVersion()).Str("config", file).Str("store", store).Stringer("control", g.adminListener.Addr())
 	if g.proxy != nil {

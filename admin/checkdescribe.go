@@ -14,8 +14,7 @@ import (
 // describe the same must say the same, or the question is refused.
 type description struct {
 	method, target, host, proto []byte
-	own                         []byte // Host of the question itself
-	hosts                       int    // how many of those there are
+	own                         []byte // Host of the question itself, of which fasthttp takes one alone
 }
 
 // describer is a field that describes. It adds to d what the value says.
@@ -132,9 +131,6 @@ func (x *exchange) takeField(d *description, f Field) error {
 	switch {
 	case equalFold(f.Name, fasthttp.HeaderHost):
 		d.own = f.Value
-		if d.hosts++; d.hosts > 1 {
-			return errors.New("there is more than one Host")
-		}
 	case isOfQuestion(f.Name):
 	default:
 		x.check.asked.Fields = append(x.check.asked.Fields, f)
