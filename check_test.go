@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -251,6 +252,7 @@ func TestCheckLeavesOutWhatIsOfTheConnection(t *testing.T) {
 	c := startChecker(t, checkRules)
 	c.want(200, "GET /check", about("/x", "192.0.2.1", "X-Beta: 1"), `"beta";r=1;`)
 	answer := rawAnswer(c.control, "GET /check HTTP/1.1\r\nHost: a\r\n"+strings.Join(about("/x", "192.0.2.1", "X-Beta: 1", "Connection: keep-alive, x-beta", "Connection: close", "\r\n"), "\r\n"))
+	c.want(400, "GET /check", about("/x", "192.0.2.1", "Connection: a"+strings.Repeat(",a", 100)), "more than 100 options")
 	if !strings.HasPrefix(answer, "HTTP/1.1 404 ") {
 		t.Errorf("got %q, want 404: X-Beta is the connection's", answer)
 	}
@@ -325,5 +327,24 @@ func TestCheckAndTheProxyListenerShareTheirRules(t *testing.T) {
 	described := c.want(200, "GET /check", []string{"X-Original-URI: /v1/items/1", "X-User-Id: ann", "X-Forwarded-For: 127.0.0.1"})
 	if policy := direct.Header.Get("RateLimit-Policy"); policy == "" || !strings.Contains(described, "\r\nRateLimit-Policy: "+policy+"\r\n") || !strings.Contains(described, "\r\nRateLimit: ") {
 		t.Errorf("got %q, want the policy %q", described, policy)
+	}
+}
+
+// Credentials are the described client's, and so is the answer about them.
+func TestCheckVerifiesTheCredentialsOfTheDescribed(t *testing.T) {
+	c := startChecker(t, strings.Replace(checkRules, "proxy:\n", "proxy:\n  jwt: {secret: sesame-of-thirty-two-bytes-or-more, required: true}\n", 1))
+	c.want(401, "GET /check", about("/items", "192.0.2.1"), "\r\nWWW-Authenticate: Bearer", "application/problem+json")
+	c.want(401, "GET /check", about("/items", "192.0.2.1", "Authorization: Bearer a.b.c"), "\r\nWWW-Authenticate: Bearer")
+	c.want(403, "GET /check?deny_status=403", about("/items", "192.0.2.1"), "\r\nWWW-Authenticate: Bearer", "\r\nX-R8limiter-Status: 401\r\n")
+	c.want(200, "GET /check", about("/free", "192.0.2.1"))
+}
+
+func TestRoutesNeedAnUpstreamOnlyForTheProxyListener(t *testing.T) {
+	for listen, want := range map[string]int{`""`: exitFine, `":8080"`: exitUsage} {
+		file := filepath.Join(t.TempDir(), "c.yaml")
+		write(t, file, []byte("proxy: {listen: "+listen+", routes: [{name: all}]}\n"))
+		if code, _, stderr := command("check", "-config", file); code != want || code != exitFine && !strings.Contains(stderr, "routes[0].upstream") {
+			t.Errorf("listen %s: got %d %q, want %d", listen, code, stderr, want)
+		}
 	}
 }

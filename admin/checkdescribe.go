@@ -111,12 +111,15 @@ func (x *exchange) describe() error {
 		d.method = x.ctx.Request.Header.Method()
 	}
 	raw := x.ctx.Request.Header.RawHeaders()
-	options := hasOptions(raw)
+	options := countOptions(raw)
+	if options > maxOptions {
+		return errManyOptions
+	}
 	for name, value, rest, ok := nextField(raw); ok; name, value, rest, ok = nextField(rest) {
 		if err := x.takeField(d, Field{name, value}); err != nil {
 			return err
 		}
-		if options && isNominated(raw, name) {
+		if options > 0 && isNominated(raw, name) {
 			x.check.asked.drop(name)
 		}
 	}
@@ -194,14 +197,19 @@ func nextField(raw []byte) (name, value, rest []byte, ok bool) {
 	return name, bytes.Trim(value, " \t"), rest, ok
 }
 
-// hasOptions says whether Connection names any field; nearly never.
-func hasOptions(raw []byte) bool {
+// maxOptions bounds the names in Connection, for each is compared with each field.
+const maxOptions = 100
+
+var errManyOptions = errors.New("Connection lists more than 100 options")
+
+// countOptions is about how many fields Connection names; nearly always none.
+func countOptions(raw []byte) (n int) {
 	for name, value, rest, ok := nextField(raw); ok; name, value, rest, ok = nextField(rest) {
 		if equalFold(name, "Connection") && len(value) > 0 && !equalFold(value, "close") && !equalFold(value, "keep-alive") {
-			return true
+			n += 1 + bytes.Count(value, []byte(","))
 		}
 	}
-	return false
+	return n
 }
 
 // isNominated says whether a Connection field names the field (RFC 9110 section
