@@ -31,6 +31,7 @@ proxy:
   routes:
     - {name: private, match: {path: /private/*}, action: block}
     - {name: free, match: {path: /free}, action: bypass}
+    - {name: named, match: {path: /named}, resource: "{query.r}"}
     - {name: posts, match: {path: /items, methods: [POST], host: shop.example}, user_id: ["{header.X-User-Id}"]}
     - {name: items, match: {path: [/items, "/items/{id}"]}, user_id: ["{header.X-User-Id}"]}
 limiter: {default: {capacity: 5, refill_rate: 1/d}}
@@ -278,6 +279,33 @@ func TestRecipeHoldsTheBoundUnderConcurrentClients(t *testing.T) {
 			t.Errorf("%d passed, %d reached the application, %d denied; want %d, the same, and the rest", passed.Load(), r.seen.Load(), denied.Load(), users*5)
 		}
 	})
+}
+
+// A client that could keep the answer of the gateway from the proxy would pass
+// unlimited where no answer lets requests pass.
+func TestRecipeThatFailsOpenIsNotOpenedByClients(t *testing.T) {
+	for name, each := range recipes {
+		t.Run(name, func(t *testing.T) {
+			r := each.start(t, each.open...)
+			many := func(n int) (fields string) {
+				for i := range n {
+					fields += fmt.Sprintf("X-%d: y\r\n", i)
+				}
+				return fields
+			}
+			for _, bytes := range []int{10, 300, 2000, 4000, 6000, 7500, 9000, 13_000} {
+				for i, fields := range []string{"", many(80), many(95), many(98), many(170), "X: " + strings.Repeat("x", 7000) + "\r\n"} {
+					before := r.seen.Load()
+					for range 7 {
+						rawAnswer(r.front, fmt.Sprintf("GET /named?r=%s%d HTTP/1.1\r\nHost: a\r\nConnection: close\r\n%s\r\n", strings.Repeat(`"`, bytes), i, fields))
+					}
+					if got := r.seen.Load() - before; got > 5 || bytes == 10 && i < 2 && got != 5 {
+						t.Errorf("%d bytes of a resource's name and %d of fields: %d requests passed, want 5 at most", bytes, len(fields), got)
+					}
+				}
+			}
+		})
+	}
 }
 
 func TestRecipeWithoutTheGatewayFailsAsItSays(t *testing.T) {

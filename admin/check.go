@@ -149,12 +149,20 @@ func (s *Server) decideDescribed(x *exchange) {
 	}
 }
 
+// maxToldResource is how long a resource's name may be that the RateLimit fields
+// name, in bytes. A client may have chosen it, and proxies have little room for the
+// head of an answer, nginx 4 KiB: one that is too large for them is none, which must
+// not be at a client's discretion where none lets requests pass.
+const maxToldResource = 256
+
 // fieldsFor are the fields of the limits that decide for r.
 func (s *Server) fieldsFor(r *limiter.Request) limiter.HeaderSet {
+	fields := s.Limiter.Headers()
 	if r.Limits != nil {
-		return r.Limits.Headers()
+		fields = r.Limits.Headers()
 	}
-	return s.Limiter.Headers()
+	fields.Draft = fields.Draft && len(r.Resource) <= maxToldResource
+	return fields
 }
 
 // denyDescribed answers 429: which limits refused, and when to come again.
