@@ -5,10 +5,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
-
-	"github.com/rs/zerolog"
 
 	"github.com/r8limiter/r8limiter/admin"
 	"github.com/r8limiter/r8limiter/limiter"
@@ -17,20 +16,27 @@ import (
 
 // Config is the whole file: each top-level key belongs to the package of its name.
 type Config struct {
-	Proxy   proxy.Config   `yaml:"proxy"`
+	// Proxy is the proxy listener: routes, and the upstreams behind.
+	Proxy proxy.Config `yaml:"proxy"`
+	// Limiter is who may take how much, and where that is kept.
 	Limiter limiter.Config `yaml:"limiter"`
-	Admin   admin.Config   `yaml:"admin"`
-	Log     LogConfig      `yaml:"log"`
+	// Admin is the control listener.
+	Admin admin.Config `yaml:"admin"`
+	// Log is what is written to standard error.
+	Log LogConfig `yaml:"log"`
+
+	// warnings are of the file that it was read from.
+	warnings []problem
 }
 
 // LogConfig is what the file may say under `log`.
 type LogConfig struct {
 	// Level is debug, info (default), warn or error.
-	Level string `yaml:"level"`
+	Level string `yaml:"level" enum:"debug,info,warn,error"`
 	// Format is json (default) or console.
-	Format string `yaml:"format"`
+	Format string `yaml:"format" enum:"json,console"`
 	// Requests says which requests get a line: all (default), denied or none.
-	Requests string `yaml:"requests"`
+	Requests string `yaml:"requests" enum:"all,denied,none"`
 }
 
 func defaultConfig() Config {
@@ -42,14 +48,12 @@ func defaultConfig() Config {
 
 // validate reports every problem by its path.
 func (c *LogConfig) validate(report func(path, problem string)) {
-	oneOf := func(path, value string, values ...string) {
-		if !slices.Contains(values, value) {
-			report(path, fmt.Sprintf("%q is none of %q", value, values))
+	for _, each := range []struct{ key, value string }{{"level", c.Level}, {"format", c.Format}, {"requests", c.Requests}} {
+		field, _ := fieldOf(reflect.TypeFor[LogConfig](), each.key)
+		if words := strings.Split(field.Tag.Get("enum"), ","); !slices.Contains(words, each.value) {
+			report(each.key, fmt.Sprintf("%q is none of %s", each.value, strings.Join(words, ", ")))
 		}
 	}
-	oneOf("level", c.Level, zerolog.LevelDebugValue, zerolog.LevelInfoValue, zerolog.LevelWarnValue, zerolog.LevelErrorValue)
-	oneOf("format", c.Format, "json", "console")
-	oneOf("requests", c.Requests, proxy.LogAll, proxy.LogDenied, proxy.LogNone)
 }
 
 // fallbackFile is read where no other file is named, if it is there.
@@ -70,7 +74,8 @@ func (p *program) configFile(named string) string {
 	return ""
 }
 
-// load reads and checks the configuration. Without a file it is the default.
+// load reads and checks the configuration. Without a file it is the default. The
+// problems are errors alone; the warnings are the Config's.
 func (p *program) load(file string) (Config, []problem) {
 	c := defaultConfig()
 	if file == "" {
@@ -78,22 +83,23 @@ func (p *program) load(file string) (Config, []problem) {
 	}
 	data, err := os.ReadFile(file)
 	if err != nil {
-		return c, []problem{{1, 1, "", fmt.Sprintf("read: %v; name another file with -config", err)}}
+		return c, []problem{{line: 1, col: 1, text: fmt.Sprintf("read: %v; name another file with -config", err)}}
 	}
-	at, problems := decodeYAML(data, p.env, &c)
-	if len(at) == 0 { // nothing could be read at all
+	doc, problems := decodeYAML(data, p.env, &c)
+	if len(doc.at) == 0 { // nothing could be read at all
 		return c, problems
 	}
 	// What could not be decoded is not judged a second time by what it then means.
 	broken := problems
 	c.validate(func(path, text string) {
-		if slices.ContainsFunc(broken, func(b problem) bool { return b.covers(path) }) {
+		isBelow := func(top string) bool { _, given := doc.at[top]; return !given && isAtOrBelow(path, top) }
+		if slices.ContainsFunc(broken, func(b problem) bool { return b.covers(path) }) || slices.ContainsFunc(doc.meant, isBelow) {
 			return
 		}
-		line, col := at.of(path)
-		problems = append(problems, problem{line, col, path, text})
+		problems = append(problems, doc.problem(path, text))
 	})
 	slices.SortStableFunc(problems, comparePlaces)
+	c.warnings = warningsOf(&c, doc, problems)
 	if c.Limiter.Redis != nil {
 		c.Limiter.Redis.SetDefaults()
 	}
@@ -128,6 +134,6 @@ func (c *Config) validate(report func(path, problem string)) {
 		}
 	}
 	if c.Proxy.Listen != "" && c.Proxy.Listen == c.Admin.Listen && !strings.HasSuffix(c.Admin.Listen, ":0") {
-		report("admin.listen", "is the address of the proxy listener too; give each its own")
+		report("proxy.listen", "is the address of the control listener too (admin.listen); give each its own")
 	}
 }

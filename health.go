@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -18,13 +19,23 @@ import (
 
 // healthCheck is what the health command was asked for.
 type healthCheck struct {
-	url  string    // of /readyz; "" for the one of the configuration
-	ca   string    // PEM file of who signs its certificate; "" see client
-	pair pairFiles // of the certificate to show; empty names for none
+	config string    // file that the address is of, if url is empty
+	url    string    // of /readyz; "" for the one of the configuration
+	ca     string    // PEM file of who signs its certificate; "" see client
+	pair   pairFiles // of the certificate to show; empty names for none
 
 	insecure bool // its certificate may be any, for nothing secret is sent
 
 	asked atomic.Bool // the instance wanted a certificate to be shown
+}
+
+func (h *healthCheck) addFlags(flags *flag.FlagSet) {
+	flags.StringVar(&h.config, "config", "", "configuration file, for the address")
+	flags.StringVar(&h.url, "url", "", "address of /readyz")
+	flags.BoolVar(&h.insecure, "insecure", false, "take any certificate")
+	flags.StringVar(&h.ca, "ca", "", "who signs the certificate of an https address")
+	flags.StringVar(&h.pair.cert, "cert", "", "certificate to show, where admin.tls.client_ca_file wants one")
+	flags.StringVar(&h.pair.key, "key", "", "its private key")
 }
 
 // health asks a running instance for /readyz.

@@ -25,7 +25,10 @@ const (
 )
 
 const usage = `usage: r8limiter [serve] [-config FILE]   run
-       r8limiter check [-config FILE]     validate a configuration
+       r8limiter check [-config FILE] [-format text|json] [-strict]
+                                          every error and warning of a configuration
+       r8limiter simulate [-config FILE] [-format F] [-fields MAP] [-output text|json|html] [-target SHARE] LOG...
+                                          what these rules would have done to recorded traffic
        r8limiter health [-url URL] [-ca FILE | -insecure] [-cert FILE -key FILE]
                                           ask a running instance whether it is ready
        r8limiter version
@@ -34,6 +37,7 @@ const usage = `usage: r8limiter [serve] [-config FILE]   run
 // program is one run of the command: all it needs of the world around it.
 type program struct {
 	args           []string
+	stdin          io.Reader
 	stdout, stderr io.Writer
 	env            func(string) (string, bool)
 	signals        <-chan os.Signal
@@ -46,73 +50,60 @@ func main() {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	p := &program{
-		args: os.Args[1:], stdout: os.Stdout, stderr: os.Stderr, env: os.LookupEnv,
+		args: os.Args[1:], stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, env: os.LookupEnv,
 		signals: signals, listening: func(net.Addr, net.Addr) {},
 	}
 	os.Exit(p.run())
 }
 
+// verb is one of the commands that the program has.
+type verb struct {
+	flags func(*flag.FlagSet)     // nil for none
+	run   func(rest []string) int // rest is what stands behind the flags
+	bare  bool                    // nothing may stand there
+}
+
+// verbs are all there are, by name.
+func (p *program) verbs() map[string]verb {
+	var config string
+	asked, h, sim := &checkup{}, &healthCheck{}, &simulation{}
+	configFlag := func(flags *flag.FlagSet) { flags.StringVar(&config, "config", "", "configuration file") }
+	return map[string]verb{
+		"serve":    {configFlag, func([]string) int { return p.serve(p.configFile(config)) }, true},
+		"check":    {asked.addFlags, func([]string) int { return p.check(p.configFile(asked.config), *asked) }, true},
+		"simulate": {sim.addFlags, func(logs []string) int { sim.logs = logs; return p.simulate(sim) }, false},
+		"health":   {h.addFlags, func([]string) int { return p.health(h, p.configFile(h.config)) }, true},
+		"version":  {nil, func([]string) int { return p.version() }, true},
+	}
+}
+
 // run carries out the command and is the exit code.
 func (p *program) run() int {
-	command, args := "serve", p.args
+	name, args := "serve", p.args
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
-		command, args = args[0], args[1:]
+		name, args = args[0], args[1:]
 	}
-	flags := flag.NewFlagSet(command, flag.ContinueOnError)
+	c, known := p.verbs()[name]
+	if !known {
+		fmt.Fprintf(p.stderr, "unknown command %q\n%s", name, usage)
+		return exitUsage
+	}
+	flags := flag.NewFlagSet(name, flag.ContinueOnError)
 	flags.SetOutput(p.stderr)
 	flags.Usage = func() { fmt.Fprint(p.stderr, usage) }
-	config, h := "", &healthCheck{}
-	switch command {
-	case "serve", "check":
-		flags.StringVar(&config, "config", "", "configuration file")
-	case "health":
-		flags.StringVar(&config, "config", "", "configuration file, for the address")
-		flags.StringVar(&h.url, "url", "", "address of /readyz")
-		flags.BoolVar(&h.insecure, "insecure", false, "take any certificate")
-		flags.StringVar(&h.ca, "ca", "", "who signs the certificate of an https address")
-		flags.StringVar(&h.pair.cert, "cert", "", "certificate to show, where admin.tls.client_ca_file wants one")
-		flags.StringVar(&h.pair.key, "key", "", "its private key")
-	case "version":
-	default:
-		fmt.Fprintf(p.stderr, "unknown command %q\n%s", command, usage)
-		return exitUsage
+	if c.flags != nil {
+		c.flags(flags)
 	}
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return exitFine
 	} else if err != nil {
 		return exitUsage
 	}
-	if flags.NArg() > 0 {
+	if flags.NArg() > 0 && c.bare {
 		fmt.Fprintf(p.stderr, "unexpected argument %q\n%s", flags.Arg(0), usage)
 		return exitUsage
 	}
-	return map[string]func() int{
-		"serve":   func() int { return p.serve(p.configFile(config)) },
-		"check":   func() int { return p.check(p.configFile(config)) },
-		"health":  func() int { return p.health(h, p.configFile(config)) },
-		"version": p.version,
-	}[command]()
-}
-
-// check says every problem of a configuration.
-func (p *program) check(file string) int {
-	_, problems := p.load(file)
-	if p.complain(file, problems) {
-		return exitUsage
-	}
-	if file == "" {
-		file = "built-in defaults"
-	}
-	fmt.Fprintln(p.stdout, file+": ok")
-	return exitFine
-}
-
-// complain prints problems and says whether there are any.
-func (p *program) complain(file string, problems []problem) bool {
-	for _, each := range problems {
-		fmt.Fprintln(p.stderr, each.format(file))
-	}
-	return len(problems) > 0
+	return c.run(flags.Args())
 }
 
 func (p *program) version() int {

@@ -217,6 +217,7 @@ func (g *gateway) greet(c *Config, file string) {
 			g.log.Warn().Err(err).Msg("Redis does not decide: until it does, on_store_error does. Check limiter.redis and the server")
 		}
 	}
+	c.logWarnings(g.log, file)
 	if c.Admin.Token == "" && isOpen(g.adminListener.Addr()) {
 		g.log.Warn().Str("listen", c.Admin.Listen).Msg("the control listener is open to other hosts and admin.token is empty: /admin answers loopback peers only, /allow and /check everyone")
 	}

@@ -281,12 +281,12 @@ func TestCheckNamesWhatIsWrongWithTLS(t *testing.T) {
 		"proxy: {tls: {certificates: [{cert_file: DIR/no.crt}]}}":        {"proxy.tls.certificates[0].key_file: is missing", "proxy.tls.certificates[0].cert_file: can't be read"},
 		"admin: {tls: {cert_file: DIR/no.crt, key_file: DIR/no.key}}":    {"admin.tls.cert_file: can't be read", "admin.tls.key_file: can't be read"},
 		"admin: {tls: {key_file: DIR/no.key}}":                           {"admin.tls.cert_file: is missing", "admin.tls.key_file: can't be read"},
-		"proxy: {tls: {min_version: 1.1}}":                               {`proxy.tls.min_version: "1.1" is neither "1.2" nor "1.3"`},
+		"proxy: {tls: {min_version: 1.1}}":                               {`proxy.tls.min_version: "1.1" is none of 1.2, 1.3`},
 		"proxy: {proxy_protocol: true}":                                  {"proxy.proxy_protocol: is true, but trusted_proxies is empty"},
 		"proxy: {proxy_protocol: true, trusted_proxies: [10.0.0.0/8]}":   nil,
 		"proxy: {tls: {certificates: [{cert_file: a, key_file: none}]}}": {"proxy.tls.certificates[0].cert_file: can't be read", "proxy.tls.certificates[0].key_file: can't be read"},
 		"admin: {tls: {cert_file: DIR/a.crt, key_file: DIR/a.key, client_ca_file: DIR/ca.crt, min_version: 3}}": {
-			"admin.tls.client_ca_file: DIR/ca.crt holds no certificate", `admin.tls.min_version: "3" is neither`,
+			"admin.tls.client_ca_file: DIR/ca.crt holds no certificate", `admin.tls.min_version: "3" is none of 1.2, 1.3`,
 		},
 	} {
 		file := filepath.Join(dir, "config.yaml")

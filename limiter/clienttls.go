@@ -17,10 +17,11 @@ type ClientTLS struct {
 	// CAFile holds the authorities that may sign the servers' certificates, in
 	// place of the system's.
 	CAFile string `yaml:"ca_file"`
-	// CertFile, with intermediates after it, and KeyFile are the certificate
-	// that the gateway shows; both or neither.
+	// CertFile is the certificate that the gateway shows, intermediates after it;
+	// with KeyFile, or neither.
 	CertFile string `yaml:"cert_file"`
-	KeyFile  string `yaml:"key_file"`
+	// KeyFile is its private key.
+	KeyFile string `yaml:"key_file"`
 	// ServerName is the name in the servers' certificates; "" for the host by
 	// which each of them is dialed. Replicas and the nodes of a cluster are
 	// often dialed by address: their certificates must then hold it.

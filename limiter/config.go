@@ -32,13 +32,13 @@ type Config struct {
 	// idempotency key, from 1ms to 168h.
 	IdempotencyTTL time.Duration `yaml:"idempotency_ttl"`
 	// OnStoreError says what decides while Redis does not: local, allow or deny.
-	OnStoreError Policy `yaml:"on_store_error"`
+	OnStoreError Policy `yaml:"on_store_error" enum:"local,allow,deny"`
 	// Replicas is how many gateways share each limit while Redis is down, 1 to
 	// 10000: each then has that part of it.
 	Replicas int64 `yaml:"replicas"`
 	// Headers are the fields on answers: "draft" (RateLimit, RateLimit-Policy),
 	// "legacy" (X-RateLimit-*), both or none.
-	Headers []string `yaml:"headers"`
+	Headers []string `yaml:"headers" enum:"draft,legacy"`
 	// Redis is where the buckets are; nil for the memory of this process.
 	Redis *RedisConfig `yaml:"redis"`
 }
@@ -46,23 +46,34 @@ type Config struct {
 // ResourceConfig is either one limit that is named after the resource, or a
 // list of Limits.
 type ResourceConfig struct {
-	Capacity   int64         `yaml:"capacity" json:"capacity,omitempty"`      // tokens, 1 to MaxCapacity
-	RefillRate Rate          `yaml:"refill_rate" json:"refill_rate,omitzero"` // see ParseRate
-	Limits     []LimitConfig `yaml:"limits" json:"limits,omitempty"`
+	// Capacity is how many tokens a bucket holds, 1 to 1000000000.
+	Capacity int64 `yaml:"capacity" json:"capacity,omitempty"`
+	// RefillRate is how many tokens it gains: 10/s, 0.5/m, 100/h, 5000/d; 1 per 30
+	// days to 1000000/s.
+	RefillRate Rate `yaml:"refill_rate" json:"refill_rate,omitzero"`
+	// Limits are several in place of the one: all must allow, or none is charged.
+	Limits []LimitConfig `yaml:"limits" json:"limits,omitempty"`
 	// Precision is exact ("") or leased: then a gateway keeps some tokens of
 	// buckets with much demand in advance. The limits hold in both.
-	Precision string `yaml:"precision" json:"-"`
-	// OnStoreError is Config's for this resource; "" for that of all.
-	OnStoreError Policy `yaml:"on_store_error" json:"-"`
+	Precision string `yaml:"precision" enum:"exact,leased" default:"exact" json:"-"`
+	// OnStoreError says what decides about this resource while Redis does not; ""
+	// for limiter.on_store_error.
+	OnStoreError Policy `yaml:"on_store_error" enum:"local,allow,deny" json:"-"`
 }
 
 // LimitConfig is one of several limits of a resource.
 type LimitConfig struct {
-	Name       string `yaml:"name" json:"name"`               // unique in its resource
-	Per        string `yaml:"per" json:"per,omitempty"`       // "user" (default) or "resource"
-	Shadow     bool   `yaml:"shadow" json:"shadow,omitempty"` // decides nothing, is counted and logged
-	Capacity   int64  `yaml:"capacity" json:"capacity"`       // tokens, 1 to MaxCapacity
-	RefillRate Rate   `yaml:"refill_rate" json:"refill_rate"` // see ParseRate
+	// Name is unique in its resource.
+	Name string `yaml:"name" json:"name"`
+	// Per says whose requests share a bucket: each user's, or all of the resource.
+	Per string `yaml:"per" enum:"user,resource" default:"user" json:"per,omitempty"`
+	// Shadow makes a limit that decides nothing, and is counted and logged.
+	Shadow bool `yaml:"shadow" json:"shadow,omitempty"`
+	// Capacity is how many tokens a bucket holds, 1 to 1000000000.
+	Capacity int64 `yaml:"capacity" json:"capacity"`
+	// RefillRate is how many tokens it gains: 10/s, 0.5/m, 100/h, 5000/d; 1 per 30
+	// days to 1000000/s.
+	RefillRate Rate `yaml:"refill_rate" json:"refill_rate"`
 }
 
 // DefaultConfig is what holds where the configuration says nothing: 10 tokens,

@@ -30,7 +30,7 @@ const (
 // Either URL or Addrs is given.
 type RedisConfig struct {
 	// Mode is single (default), sentinel or cluster.
-	Mode string `yaml:"mode"`
+	Mode string `yaml:"mode" enum:"single,sentinel,cluster" default:"single"`
 	// URL is redis://user:password@host:6379/0, rediss:// for TLS, or
 	// unix:///run/redis.sock?db=0; of a single Redis. User, password, port and
 	// database may be left out.
@@ -40,36 +40,37 @@ type RedisConfig struct {
 	Addrs []string `yaml:"addrs"`
 	// MasterName is what the sentinels call the primary.
 	MasterName string `yaml:"master_name"`
-	// Username and Password are of every Redis in Addrs; without a username the
-	// password is the default user's.
+	// Username is the user of every Redis in Addrs; "" for the default user.
 	Username string `yaml:"username"`
+	// Password is that user's.
 	Password string `yaml:"password"`
 	// DB is the database of the Redis in Addrs; a cluster has only 0.
 	DB int `yaml:"db"`
-	// SentinelUsername and SentinelPassword are the sentinels' own.
+	// SentinelUsername is the user of the sentinels; "" for their default user.
 	SentinelUsername string `yaml:"sentinel_username"`
+	// SentinelPassword is that user's.
 	SentinelPassword string `yaml:"sentinel_password"`
 	// TLS turns TLS on for all Addrs, sentinels included, and says how; beside
 	// URL it says how for rediss://. nil leaves it to URL.
 	TLS *ClientTLS `yaml:"tls"`
 	// Timeout bounds one decision, waiting for a connection and dialing
 	// included: 1ms to 10s, 0 for 50ms.
-	Timeout time.Duration `yaml:"timeout"`
+	Timeout time.Duration `yaml:"timeout" default:"50ms"`
 	// Leases are for resources of precision "leased".
 	Leases LeaseConfig `yaml:"leases"`
 	// KeyPrefix begins every key: at most 32 of A-Z a-z 0-9 _ . -, "" for r8.
 	// Gateways with the same prefix share their buckets.
-	KeyPrefix string `yaml:"key_prefix"`
+	KeyPrefix string `yaml:"key_prefix" default:"r8"`
 }
 
 // LeaseConfig bounds what a gateway may keep in advance of a bucket.
 type LeaseConfig struct {
 	// TTL is how long a gateway may spend a lease: 500ms to 10s, 0 for 1s. A
 	// crash of the gateway loses what it had left of it.
-	TTL time.Duration `yaml:"ttl"`
+	TTL time.Duration `yaml:"ttl" default:"1s"`
 	// Share is how much of what a bucket has left one lease may be, in percent: 1
 	// to 50, 0 for 20.
-	Share int64 `yaml:"share"`
+	Share int64 `yaml:"share" default:"20"`
 }
 
 func (c *LeaseConfig) validate(report func(path, problem string)) {

@@ -38,7 +38,7 @@ gateway() {
 proxy:
   listen: "127.0.0.1:$2"
   upstreams: {api: {targets: ["http://127.0.0.1:18281"]}}
-  routes: [{name: all, user_id: ["{header.X-User-Id}"], upstream: api}]
+  routes: [{name: all, user_id: ["{header.X-User-Id}", "{client_ip}"], upstream: api}]
 limiter: {default: {capacity: 1000000000, refill_rate: 1000000/s}}
 admin: {listen: "127.0.0.1:$((1 + $2))"}
 log: {requests: none}

@@ -47,7 +47,7 @@ gateway() {
 proxy:
   listen: "127.0.0.1:$2"
   upstreams: {api: {targets: ["http://127.0.0.1:18081"]}}
-  routes: [{name: all, user_id: ["{header.X-User-Id}"], upstream: api}]
+  routes: [{name: all, user_id: ["{header.X-User-Id}", "{client_ip}"], upstream: api}]
 limiter:
   default: {$3}
   headers: []

@@ -11,7 +11,7 @@ import (
 // APIKeysConfig is the table of API keys: whose a key is, by its hash.
 type APIKeysConfig struct {
 	// Header is the field that holds the key; default X-Api-Key.
-	Header string `yaml:"header"`
+	Header string `yaml:"header" default:"X-Api-Key"`
 	// Required refuses requests without a key (401) on every route with action limit.
 	Required bool `yaml:"required"`
 	// Keys are at least one.

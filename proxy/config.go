@@ -54,7 +54,7 @@ type TLSConfig struct {
 	// name it asks for, else the first of all.
 	Certificates []CertificateConfig `yaml:"certificates"`
 	// MinVersion is the oldest version of TLS that is spoken: 1.2 (also "") or 1.3.
-	MinVersion string `yaml:"min_version"`
+	MinVersion string `yaml:"min_version" enum:"1.2,1.3" default:"1.2"`
 }
 
 // CertificateConfig is one certificate; both files are needed.
@@ -73,27 +73,28 @@ type UpstreamConfig struct {
 	Targets []string `yaml:"targets"`
 	// Balance is round_robin (default), or least_conn: the target with the
 	// fewest requests in flight.
-	Balance string `yaml:"balance"`
+	Balance string `yaml:"balance" enum:"round_robin,least_conn" default:"round_robin"`
 	// ConnectTimeout bounds connecting, TLS included; default 2s.
-	ConnectTimeout time.Duration `yaml:"connect_timeout" zero:"unset"`
+	ConnectTimeout time.Duration `yaml:"connect_timeout" zero:"unset" default:"2s"`
 	// ResponseTimeout bounds the wait for the response head; default 30s.
-	ResponseTimeout time.Duration `yaml:"response_timeout" zero:"unset"`
+	ResponseTimeout time.Duration `yaml:"response_timeout" zero:"unset" default:"30s"`
 	// IdleTimeout bounds the wait between two reads of a body; default 60s.
-	IdleTimeout time.Duration `yaml:"idle_timeout" zero:"unset"`
+	IdleTimeout time.Duration `yaml:"idle_timeout" zero:"unset" default:"60s"`
 	// MaxConns is the number of connections to each target at most, and of
 	// requests that wait for one; default 1024.
-	MaxConns int `yaml:"max_conns" zero:"unset"`
+	MaxConns int `yaml:"max_conns" zero:"unset" default:"1024"`
 	// QueueTimeout bounds the wait for one of MaxConns, first come first served;
 	// 0 means no waiting; nil is the default 100ms.
-	QueueTimeout *time.Duration `yaml:"queue_timeout"`
+	QueueTimeout *time.Duration `yaml:"queue_timeout" default:"100ms"`
 	// Retries is how often a request is sent again, to another target where there
 	// is one, 0 to 10; nil is the default 1. It happens only if no byte of the request
 	// was written, or if a used connection was closed without a byte of an answer and
 	// the method is GET, HEAD or OPTIONS without a body.
-	Retries *int `yaml:"retries"`
+	Retries *int `yaml:"retries" default:"1"`
 	// HealthCheck says how targets are checked; nil: not at all.
 	HealthCheck *HealthCheckConfig `yaml:"health_check"`
-	// TLS is for targets with https; nil is the zero value.
+	// TLS says how https is spoken to targets; nil: by the system's authorities,
+	// and without a certificate of the gateway's own.
 	TLS *UpstreamTLSConfig `yaml:"tls"`
 }
 
@@ -106,17 +107,17 @@ const defaultCheckInterval = 5 * time.Second
 // faults in a row and gets single requests to try it, after a second and then less often.
 type HealthCheckConfig struct {
 	// Path is what is asked for; default /healthz.
-	Path string `yaml:"path"`
+	Path string `yaml:"path" default:"/healthz"`
 	// Interval is the time between two checks, give or take a fifth; default 5s.
-	Interval time.Duration `yaml:"interval" zero:"unset"`
+	Interval time.Duration `yaml:"interval" zero:"unset" default:"5s"`
 	// Timeout bounds one check, Interval at most; default 1s, or Interval where that
 	// is shorter.
-	Timeout time.Duration `yaml:"timeout" zero:"unset"`
+	Timeout time.Duration `yaml:"timeout" zero:"unset" default:"1s"`
 	// UnhealthyAfter is how many bad checks in a row eject a target, and how
 	// many connection faults of requests; default 3.
-	UnhealthyAfter int `yaml:"unhealthy_after" zero:"unset"`
+	UnhealthyAfter int `yaml:"unhealthy_after" zero:"unset" default:"3"`
 	// HealthyAfter is how many good checks in a row bring it back; default 2.
-	HealthyAfter int `yaml:"healthy_after" zero:"unset"`
+	HealthyAfter int `yaml:"healthy_after" zero:"unset" default:"2"`
 }
 
 // UpstreamTLSConfig is how TLS to targets is done: version 1.2 or later, and
@@ -127,10 +128,11 @@ type UpstreamTLSConfig struct {
 	// CAFile holds the authorities that may sign the targets' certificates, in
 	// place of the system's.
 	CAFile string `yaml:"ca_file"`
-	// CertFile, with intermediates after it, and KeyFile are the certificate
-	// that the gateway shows; both or neither.
+	// CertFile is the certificate that the gateway shows, intermediates after it;
+	// with KeyFile, or neither.
 	CertFile string `yaml:"cert_file"`
-	KeyFile  string `yaml:"key_file"`
+	// KeyFile is its private key.
+	KeyFile string `yaml:"key_file"`
 	// ServerName is the name that is asked for and that the certificates must
 	// hold; "" for the target's host.
 	ServerName string `yaml:"server_name"`
@@ -144,25 +146,25 @@ type RouteConfig struct {
 	Match MatchConfig `yaml:"match"`
 	// UserID are tried in order; the first that is not empty is the user.
 	// Default and last resort {client_ip}.
-	UserID []Template `yaml:"user_id"`
+	UserID []Template `yaml:"user_id" default:"{client_ip}"`
 	// Resource is what is asked for; default the route's name.
 	Resource Template `yaml:"resource"`
 	// Plan names one of limiter.plans; empty: none, and the resource's own limits.
 	Plan Template `yaml:"plan"`
 	// Cost is the number of tokens: an integer, or a template of one. Default
 	// 1, also where the template is empty.
-	Cost Template `yaml:"cost"`
+	Cost Template `yaml:"cost" default:"1"`
 	// Upstream names the upstream to forward to.
 	Upstream string `yaml:"upstream"`
 	// Action is limit (default), bypass (forward, charge nothing) or block (403).
-	Action string `yaml:"action"`
+	Action string `yaml:"action" enum:"limit,bypass,block" default:"limit"`
 	// Shadow says that the limits are charged, counted and logged as ever, but that
 	// nobody is denied for them, and that answers don't tell of them.
 	Shadow bool `yaml:"shadow"`
 	// Enforce is the share of the users for whom the limits hold, as in 5%; for the
 	// others they are as with Shadow. Who it is depends on the route's name and the
 	// user alone, and who is in stays in as it grows. Default: all.
-	Enforce limiter.Percent `yaml:"enforce"`
+	Enforce limiter.Percent `yaml:"enforce" default:"100%"`
 }
 
 // MatchConfig says which requests a route is for: all that is given must hold.

@@ -29,7 +29,7 @@ type JWTConfig struct {
 	Audience []string `yaml:"audience"`
 	// Leeway is how far the issuer's clock may be off ours when exp, nbf and iat
 	// are checked, 0s (default) to 5m.
-	Leeway time.Duration `yaml:"leeway"`
+	Leeway time.Duration `yaml:"leeway" default:"0s"`
 	// Required refuses requests without a token (401) on every route with action limit.
 	Required bool `yaml:"required"`
 }

@@ -23,7 +23,7 @@ type LimitsConfig struct {
 	// BodyTimeout bounds the wait between two reads of a body; 408.
 	BodyTimeout time.Duration `yaml:"body_timeout"`
 	// MinBodyRate is how many bytes a second a body must bring on average, once
-	// it has been waited for longer than bodyGrace; 408. 0: any.
+	// it has been waited for longer than 10s (bodyGrace); 408. 0: any.
 	MinBodyRate int `yaml:"min_body_rate"`
 	// WriteTimeout bounds the wait until a client has taken a piece of an answer
 	// (32 KiB at most).

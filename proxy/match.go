@@ -11,10 +11,14 @@ import (
 // ValueMatch is what a header field or a query parameter must be: in the file a
 // text, which is the exact value or "*" for any, or exactly one of the keys.
 type ValueMatch struct {
-	Exact   string `yaml:"exact"`
-	Prefix  string `yaml:"prefix"`
-	Regexp  string `yaml:"regexp"`  // of Go (RE2); it must match the whole value
-	Present bool   `yaml:"present"` // any value, also the empty one
+	// Exact is the whole value.
+	Exact string `yaml:"exact"`
+	// Prefix is what the value begins with.
+	Prefix string `yaml:"prefix"`
+	// Regexp is an expression of Go (RE2) that must match the whole value.
+	Regexp string `yaml:"regexp"`
+	// Present takes any value, also the empty one.
+	Present bool `yaml:"present"`
 	// isText says that the file has a text, which may be empty.
 	isText bool
 }

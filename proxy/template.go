@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/r8limiter/r8limiter/limiter"
 )
 
 // Template makes a value out of a request: literal text and placeholders such
@@ -131,7 +133,7 @@ func parsePlaceholder(text string) (templatePart, error) {
 	for f := range strings.SplitSeq(filterNames, "|") {
 		apply, ok := filters[f]
 		if !ok {
-			return part, fmt.Errorf("{%s}: unknown filter %q; there are lower and sha256", text, f)
+			return part, fmt.Errorf("{%s}: unknown filter %q; there are lower and sha256%s", text, f, limiter.DidYouMean(f, sortedKeys(filters)))
 		}
 		part.filters = append(part.filters, apply)
 	}
@@ -146,13 +148,25 @@ func parseSource(name string) (templatePart, error) {
 	from, ok := namedSources[kind]
 	switch {
 	case !ok:
-		return templatePart{}, fmt.Errorf("unknown placeholder {%s}; there are {header.N} {query.N} {cookie.N} {path.N} {jwt.CLAIM} {api_key.user_id} {api_key.plan} {basic_user} {client_ip} {host} {method} {route}", name)
+		return templatePart{}, errPlaceholder(name)
 	case arg == "":
 		return templatePart{}, fmt.Errorf("{%s} needs a name, as in {%s.NAME}", name, kind)
 	case from == fromHeader && !isToken([]byte(arg)):
 		return templatePart{}, fmt.Errorf("{%s}: %q is no header name", name, arg)
 	}
 	return templatePart{from: from, arg: arg}, nil
+}
+
+// errPlaceholder is what is wrong with a placeholder of that name: it may be a slip.
+func errPlaceholder(name string) error {
+	kind, arg, _ := strings.Cut(name, ".")
+	if near, ok := limiter.Nearest(kind, sortedKeys(namedSources)); ok && arg != "" {
+		return fmt.Errorf("unknown placeholder {%s}; did you mean {%s.%s}?", name, near, arg)
+	}
+	if near, ok := limiter.Nearest(name, sortedKeys(sources)); ok {
+		return fmt.Errorf("unknown placeholder {%s}; did you mean {%s}?", name, near)
+	}
+	return fmt.Errorf("unknown placeholder {%s}; there are {header.N} {query.N} {cookie.N} {path.N} {jwt.CLAIM} {api_key.user_id} {api_key.plan} {basic_user} {client_ip} {host} {method} {route}", name)
 }
 
 // bindPath looks up every {path.N} among the segments that a route's paths name.
@@ -164,7 +178,7 @@ func (t *Template) bindPath(names []string) error {
 			continue
 		}
 		if p.index = slices.Index(names, p.arg); p.index < 0 {
-			return fmt.Errorf("{path.%s}: match.path has no segment {%s}, or not in each of its paths", p.arg, p.arg)
+			return fmt.Errorf("{path.%s}: match.path has no segment {%s}, or not in each of its paths%s", p.arg, p.arg, limiter.DidYouMean(p.arg, names))
 		}
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/bits"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -107,7 +108,7 @@ func (u *upstream) addTargets(report func(key, problem string)) {
 			err = errors.New("is there twice; keep one of them")
 		}
 		if err != nil {
-			report(fmt.Sprintf(".targets[%d]", i), fmt.Sprintf("%q: %v", url, err))
+			report(fmt.Sprintf(".targets[%d]", i), fmt.Sprintf("%q: %v", withoutUser(url), err))
 			continue
 		}
 		u.targets = append(u.targets, t)
@@ -115,6 +116,20 @@ func (u *upstream) addTargets(report func(key, problem string)) {
 	if len(u.targets) > 0 {
 		u.host = u.targets[0].host
 	}
+}
+
+// withoutUser is a target's URL as messages show it: a user is refused, and its
+// password is nobody's business.
+func withoutUser(url string) string {
+	at := strings.LastIndexByte(url, '@')
+	if at < 0 {
+		return url
+	}
+	scheme := ""
+	if end := strings.Index(url[:at], "://"); end >= 0 {
+		scheme = url[:end+len("://")]
+	}
+	return scheme + "(hidden)" + url[at:]
 }
 
 // isIdempotent says whether a request with this method, and no body, may be

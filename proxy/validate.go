@@ -198,7 +198,7 @@ func (c *Config) validateRoute(rt *RouteConfig, report func(key, problem string)
 		report(".action", fmt.Sprintf("%q is none of limit, bypass, block", rt.Action))
 	}
 	if _, ok := c.Upstreams[rt.Upstream]; !ok && (rt.Upstream != "" || act != blockAction && c.Listen != "") {
-		report(".upstream", fmt.Sprintf("%q is not one of proxy.upstreams", rt.Upstream))
+		report(".upstream", c.unknownUpstream(rt.Upstream))
 	}
 	rt.Match.validate(func(key, problem string) { report(".match"+key, problem) })
 	if rt.Shadow && rt.Enforce.IsGiven() {
@@ -206,6 +206,28 @@ func (c *Config) validateRoute(rt *RouteConfig, report func(key, problem string)
 	}
 	c.validateTemplates(rt, report)
 }
+
+// unknownUpstream says what to do about an upstream of a route that is none.
+func (c *Config) unknownUpstream(name string) string {
+	known := sortedKeys(c.Upstreams)
+	near := limiter.DidYouMean(name, known)
+	const most = 10 // to be listed
+	if len(known) > most {
+		known = append(known[:most], "…")
+	}
+	switch {
+	case len(known) == 0:
+		return fmt.Sprintf("%q is not one of proxy.upstreams, which has none; add it there", name)
+	case name == "":
+		return "is missing; name one of proxy.upstreams: " + strings.Join(known, ", ")
+	case near != "":
+		return fmt.Sprintf("%q is not one of proxy.upstreams%s", name, near)
+	}
+	return fmt.Sprintf("%q is not one of proxy.upstreams; there are %s", name, strings.Join(known, ", "))
+}
+
+// knownMethods are those that an API may be asked with (RFC 9110, RFC 5789).
+var knownMethods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"}
 
 // validateTemplates checks that there is what the templates of a route read:
 // segments of its paths, and what proves who somebody is.
@@ -242,7 +264,7 @@ func (m *MatchConfig) validate(report func(key, problem string)) {
 	}
 	for i, method := range m.Methods {
 		if !isToken([]byte(method)) || method != strings.ToUpper(method) {
-			report(fmt.Sprintf(".methods[%d]", i), fmt.Sprintf("%q is no method; write it in capitals, as in GET", method))
+			report(fmt.Sprintf(".methods[%d]", i), fmt.Sprintf("%q is no method; write it in capitals, as in GET%s", method, limiter.DidYouMean(method, knownMethods)))
 		}
 	}
 	for name, v := range m.Headers {

@@ -41,7 +41,7 @@ proxy:
     half: {targets: ["http://127.0.0.1:28400", "http://127.0.0.1:1"]}
   routes:
     - {name: half, match: {path: /half}, action: bypass, upstream: half}
-    - {name: all, user_id: "{header.X-User-Id}", resource: read, upstream: api}
+    - {name: all, user_id: ["{header.X-User-Id}", "{client_ip}"], resource: read, upstream: api}
 limiter: {default: {capacity: 3, refill_rate: 1/h}, redis: {url: "unix://$dir/redis.sock"}}
 admin: {listen: "127.0.0.1:28400", token: "\${R8LIMITER_ADMIN_TOKEN}"}
 log: {requests: none}

@@ -1,0 +1,292 @@
+package simulate
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/valyala/fastjson"
+)
+
+// The JSON formats. What the parsers return lies in the memory of the fastjson.Parser,
+// or of scratch, and is valid until the next line.
+
+var (
+	errNoJSON          = errors.New("is no JSON object")
+	errNoEnvoyTime     = errors.New("the line begins with no time like [2006-01-02T15:04:05.000Z]")
+	errNoEnvoyFields   = errors.New(`there is no "forwarded-for" "agent" "id" "authority" "upstream" at the end`)
+	errForwarded       = errors.New("the last hop of X-Forwarded-For is no IP address")
+	errNoCaddyRequest  = errors.New("there is no request object")
+	errCaddyTime       = errors.New("ts is no time")
+	errCaddyClient     = errors.New("request.client_ip and request.remote_ip are no IP addresses")
+	errEnvoyJSONTime   = errors.New("start_time is no time")
+	errEnvoyJSONClient = errors.New("downstream_remote_address and the last hop of x_forwarded_for are no IP addresses")
+	errOwnTime         = errors.New("time is no time")
+	errOwnClient       = errors.New("client_ip is no IP address")
+	errCost            = errors.New("the cost is no integer from 0 to 1000000000")
+)
+
+// object parses JSON objects.
+type object struct {
+	moments moments
+	parser  fastjson.Parser
+	scratch []byte
+}
+
+func (o *object) read(raw []byte) (*fastjson.Value, error) {
+	v, err := o.parser.ParseBytes(raw)
+	if err != nil || v.Type() != fastjson.TypeObject {
+		return nil, errNoJSON
+	}
+	return v, nil
+}
+
+// text is a string as it is, or a number as it is written; nil for anything else.
+func (o *object) text(v *fastjson.Value) []byte {
+	if v == nil {
+		return nil
+	}
+	switch v.Type() {
+	case fastjson.TypeString:
+		return v.GetStringBytes()
+	case fastjson.TypeNumber:
+		start := len(o.scratch)
+		o.scratch = v.MarshalTo(o.scratch)
+		return o.scratch[start:len(o.scratch):len(o.scratch)]
+	}
+	return nil
+}
+
+// first is the text at the first of the names that has one.
+func (o *object) first(v *fastjson.Value, names ...string) []byte {
+	for _, name := range names {
+		if text := o.text(v.Get(name)); len(text) > 0 && !isDash(text) {
+			return text
+		}
+	}
+	return nil
+}
+
+// setCost reads what a log has as the cost.
+func (l *line) setCost(text []byte) error {
+	n, ok := digits(text)
+	if !ok || len(text) > 10 || n > 1_000_000_000 {
+		return errCost
+	}
+	l.cost = n
+	return nil
+}
+
+// mappedJSON reads objects in which a FieldMap says what is where.
+type mappedJSON struct {
+	object
+	fields *FieldMap
+}
+
+func (m *mappedJSON) parse(raw []byte, l *line) error {
+	m.scratch = m.scratch[:0]
+	v, err := m.read(raw)
+	if err != nil {
+		return err
+	}
+	var ok bool
+	if l.at, ok = m.moments.read(m.find(v, "time")); !ok {
+		return fmt.Errorf("there is no time at %s", m.fields.wanted("time"))
+	}
+	if !l.setClient(m.find(v, "client_ip")) {
+		return fmt.Errorf("the client at %s is no IP address", m.fields.wanted("client_ip"))
+	}
+	if err := m.setRequest(v, l); err != nil {
+		return err
+	}
+	for i := range m.fields.headers {
+		m.addAll(v, &m.fields.headers[i], l)
+	}
+	for i := range m.fields.claims {
+		f := &m.fields.claims[i]
+		if text := m.text(v.Get(f.path...)); len(text) > 0 {
+			l.claims = append(l.claims, named{f.bytes, text})
+		}
+	}
+	l.user, l.resource, l.plan = m.find(v, "user"), m.find(v, "resource"), m.find(v, "plan")
+	if cost := m.find(v, "cost"); len(cost) > 0 {
+		return l.setCost(cost)
+	}
+	return nil
+}
+
+// setRequest reads the method and target, apart or as one line.
+func (m *mappedJSON) setRequest(v *fastjson.Value, l *line) error {
+	l.host = m.find(v, "host")
+	l.secure = string(m.find(v, "scheme")) == "https"
+	method, uri := m.find(v, "method"), m.find(v, "uri")
+	if len(method) > 0 && len(uri) > 0 {
+		l.method, l.target = method, uri
+		return nil
+	}
+	if request := m.find(v, "request"); request != nil {
+		l.setRequest(request)
+		return nil
+	}
+	return fmt.Errorf("there is neither a method at %s and a uri at %s, nor a request at %s",
+		m.fields.wanted("method"), m.fields.wanted("uri"), m.fields.wanted("request"))
+}
+
+// find is the text of what, which may be empty, or nil where the line has none.
+func (m *mappedJSON) find(v *fastjson.Value, what string) []byte {
+	for _, path := range m.fields.paths[what] {
+		if text := m.text(v.Get(path...)); text != nil {
+			return text
+		}
+	}
+	return nil
+}
+
+// addAll adds a header field that may be a list of values.
+func (m *mappedJSON) addAll(v *fastjson.Value, f *mapped, l *line) {
+	found := v.Get(f.path...)
+	if found == nil {
+		return
+	}
+	if found.Type() == fastjson.TypeArray {
+		for _, each := range found.GetArray() {
+			l.addField(f.bytes, m.text(each))
+		}
+		return
+	}
+	l.addField(f.bytes, m.text(found))
+}
+
+// caddy reads the access log of Caddy.
+type caddy struct{ object }
+
+func (c *caddy) parse(raw []byte, l *line) error {
+	c.scratch = c.scratch[:0]
+	v, err := c.read(raw)
+	if err != nil {
+		return err
+	}
+	r := v.Get("request")
+	if r == nil || r.Type() != fastjson.TypeObject {
+		if v.Exists("logger") || v.Exists("level") { // Caddy's own messages
+			return errSkipped
+		}
+		return errNoCaddyRequest
+	}
+	var ok bool
+	if l.at, ok = c.moments.read(c.text(v.Get("ts"))); !ok {
+		return errCaddyTime
+	}
+	if !l.setClient(c.first(r, "client_ip", "remote_ip")) {
+		return errCaddyClient
+	}
+	l.method, l.target, l.host = c.text(r.Get("method")), c.text(r.Get("uri")), c.text(r.Get("host"))
+	l.secure = r.Exists("tls")
+	l.login = dashless(c.text(v.Get("user_id")))
+	c.addHeaders(r, l)
+	return nil
+}
+
+// addHeaders adds the header fields of a request. What Caddy hides is as good as not
+// there: it would make one user of all.
+func (c *caddy) addHeaders(r *fastjson.Value, l *line) {
+	headers := r.GetObject("headers")
+	if headers == nil {
+		return
+	}
+	headers.Visit(func(name []byte, values *fastjson.Value) {
+		for _, each := range values.GetArray() {
+			if value := c.text(each); string(value) != "REDACTED" {
+				l.addField(name, value)
+			}
+		}
+	})
+}
+
+// envoyJSON reads Envoy's JSON log with the names that its documentation, Istio and
+// Envoy Gateway use.
+type envoyJSON struct{ object }
+
+func (e *envoyJSON) parse(raw []byte, l *line) error {
+	e.scratch = e.scratch[:0]
+	v, err := e.read(raw)
+	if err != nil {
+		return err
+	}
+	var ok bool
+	if l.at, ok = e.moments.read(e.text(v.Get("start_time"))); !ok {
+		return errEnvoyJSONTime
+	}
+	l.method = e.first(v, "method", ":method")
+	l.target = e.first(v, "x-envoy-original-path", "x-envoy-origin-path", "path", ":path")
+	l.host = e.first(v, "authority", ":authority")
+	l.addField(nameUserAgent, e.first(v, "user_agent", "user-agent"))
+	l.addField(nameReferer, e.first(v, "referer"))
+	l.addField(nameRequestID, e.first(v, "request_id", "x-request-id"))
+	if !e.setClient(v, l) {
+		return errEnvoyJSONClient
+	}
+	return nil
+}
+
+// setClient takes who connected as the client: as it is logged, else the last hop of
+// X-Forwarded-For, which Envoy appends, else the address that Envoy takes for the client's.
+func (e *envoyJSON) setClient(v *fastjson.Value, l *line) bool {
+	hops := e.first(v, "x_forwarded_for", "x-forwarded-for")
+	if peer := e.first(v, "downstream_direct_remote_address"); len(peer) > 0 {
+		l.addField(nameForwardedFor, hops)
+		return l.setClient(peer)
+	}
+	if len(hops) > 0 {
+		return l.setForwarded(hops) == nil
+	}
+	return l.setClient(e.first(v, "downstream_remote_address"))
+}
+
+// own reads the log of r8limiter itself. It has neither queries nor header fields nor
+// hosts, but what they led to: user, resource and cost.
+type own struct{ object }
+
+func (o *own) parse(raw []byte, l *line) error {
+	o.scratch = o.scratch[:0]
+	v, err := o.read(raw)
+	if err != nil {
+		return err
+	}
+	listener, path := v.GetStringBytes("listener"), o.text(v.Get("path"))
+	if !v.Exists("status") || len(listener) == 0 { // "serving" and the like
+		return errSkipped
+	}
+	l.user, l.resource, l.plan = o.text(v.Get("user_id")), o.text(v.Get("resource")), o.text(v.Get("plan"))
+	l.direct = string(listener) != "proxy"
+	if l.direct && (string(path) != "/allow" || len(l.user) == 0) {
+		return errSkipped
+	}
+	if cost := v.Get("cost"); cost != nil {
+		if err := l.setCost(o.text(cost)); err != nil {
+			return err
+		}
+	}
+	var ok bool
+	if l.at, ok = o.moments.read(o.text(v.Get("time"))); !ok {
+		return errOwnTime
+	}
+	if !l.setClient(o.text(v.Get("client_ip"))) {
+		return errOwnClient
+	}
+	if bytes.HasPrefix(path, []byte("/")) || string(path) == "*" {
+		l.method, l.target = o.text(v.Get("method")), path
+	}
+	return nil
+}
+
+// ownHas says whether the own log has what a template's source, as in path.id, reads.
+func ownHas(source string) bool {
+	kind, _, _ := strings.Cut(source, ".")
+	switch kind {
+	case "client_ip", "method", "route", "path":
+		return true
+	}
+	return false
+}

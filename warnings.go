@@ -1,0 +1,248 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/rs/zerolog"
+
+	"github.com/r8limiter/r8limiter/limiter"
+	"github.com/r8limiter/r8limiter/proxy"
+)
+
+// warningsOf is what is legal in c but surely wrong, in the file's order. A
+// section that has errors, which are the problems, is not judged: it may not say what
+// is meant.
+func warningsOf(c *Config, doc document, problems []problem) (all []problem) {
+	w := warner{c, doc, func(path, text string) {
+		found := doc.problem(path, text)
+		found.severity = isWarning
+		all = append(all, found)
+	}}
+	isSound := func(section string) bool {
+		return !slices.ContainsFunc(problems, func(p problem) bool { return p.covers(section) })
+	}
+	w.clearText()
+	if isSound("limiter") {
+		c.Limiter.Warn(func(path, text string) { w.warn("limiter."+path, text) })
+	}
+	if isSound("proxy") {
+		c.Proxy.Warn(func(path, text string) { w.warn("proxy."+path, text) })
+	}
+	if isSound("limiter") && isSound("proxy") {
+		w.names()
+	}
+	slices.SortStableFunc(all, comparePlaces)
+	return all
+}
+
+// logWarnings says what is surely wrong in the file.
+func (c *Config) logWarnings(log zerolog.Logger, file string) {
+	for _, each := range c.warnings {
+		log.Warn().Str("place", fmt.Sprintf("%s:%d:%d", file, each.line, each.col)).Str("key", each.path).
+			Msg("surely wrong in the configuration: " + each.text)
+	}
+}
+
+// inOrder are errors and warnings as they stand in the file.
+func inOrder(errors, warnings []problem) []problem {
+	all := slices.Concat(errors, warnings)
+	slices.SortStableFunc(all, comparePlaces)
+	return all
+}
+
+// warner looks for what only the whole configuration and its file show.
+type warner struct {
+	*Config
+	document
+	warn func(path, text string)
+}
+
+// outside are the secrets that a file should take from a variable, and what that may
+// be called.
+var outside = []struct{ path, variable string }{
+	{"admin.token", "R8LIMITER_ADMIN_TOKEN"},
+	{"admin.allow_token", "R8LIMITER_ALLOW_TOKEN"},
+	{"limiter.redis.password", "REDIS_PASSWORD"},
+	{"limiter.redis.sentinel_password", "SENTINEL_PASSWORD"},
+	{"proxy.jwt.secret", "JWT_SECRET"},
+}
+
+// clearText warns of secrets that stand in the file.
+func (w *warner) clearText() {
+	for _, each := range outside {
+		if isClear(w.written[each.path]) {
+			w.warn(each.path, "is a secret in clear text: write ${"+each.variable+"} and set that variable")
+		}
+	}
+	if u, err := url.Parse(inFile(w.written["limiter.redis.url"])); err == nil {
+		if password, _ := u.User.Password(); password != "" && !strings.Contains(password, elsewhere) {
+			w.warn("limiter.redis.url", "holds a password in clear text: write redis://user:${REDIS_PASSWORD}@host:6379/0 and set that variable")
+		}
+	}
+	for i := range w.Proxy.Routes {
+		match := &w.Proxy.Routes[i].Match
+		path := fmt.Sprintf("proxy.routes[%d].match", i)
+		w.clearMatches(path+".headers.", match.Headers)
+		w.clearMatches(path+".query.", match.Query)
+	}
+}
+
+// clearMatches warns of what must be exactly some secret.
+func (w *warner) clearMatches(path string, matches map[string]proxy.ValueMatch) {
+	for name := range matches {
+		at := path + name
+		if _, ok := w.written[at]; !ok {
+			at += ".exact"
+		}
+		if text := w.written[at]; proxy.IsSecretName(name) && text != "*" && isClear(text) {
+			w.warn(at, "is a secret in clear text: write ${NAME} and set that variable")
+		}
+	}
+}
+
+// isClear says whether the whole of a value stands in the file: written is
+// without any variable, or its variables have it as defaults.
+func isClear(written string) bool {
+	text := inFile(written)
+	return text != "" && !strings.Contains(text, elsewhere)
+}
+
+// elsewhere stands for what only a variable has.
+const elsewhere = "__variable__"
+
+var variableText = regexp.MustCompile(`\$?\$\{[^}:]*(?::-([^}]*))?\}`)
+
+// inFile is what of a value stands in the file: variables are their defaults, or
+// elsewhere.
+func inFile(written string) string {
+	return variableText.ReplaceAllStringFunc(written, func(text string) string {
+		if strings.HasPrefix(text, "$$") {
+			return text
+		}
+		if fallback := variableText.FindStringSubmatch(text)[1]; fallback != "" {
+			return fallback
+		}
+		return elsewhere
+	})
+}
+
+// names warns of resources and plans that routes name and the limiter lacks, or the
+// other way round.
+func (w *warner) names() {
+	asked := map[string]bool{} // the resources that routes ask for
+	any := false               // some route lets a request name it
+	for i := range w.Proxy.Routes {
+		if name, fixed := resourceOf(&w.Proxy.Routes[i]); fixed {
+			asked[name] = true
+		} else {
+			any = true
+		}
+	}
+	for i := range w.Proxy.Routes {
+		rt := &w.Proxy.Routes[i]
+		if rt.Action == "" || rt.Action == "limit" {
+			path := fmt.Sprintf("proxy.routes[%d]", i)
+			w.resource(path, rt, asked)
+			w.plan(path, rt)
+		}
+	}
+	if !any && len(w.Proxy.Routes) > 0 {
+		w.unusedPlans(asked)
+	}
+}
+
+// resourceOf is the resource that a route asks for; fixed says that it is the same
+// for all requests.
+func resourceOf(rt *proxy.RouteConfig) (name string, fixed bool) {
+	text := rt.Resource.String()
+	if text == "" {
+		text = rt.Name
+	}
+	return text, isFixed(text)
+}
+
+// isFixed says whether a template has no placeholder.
+func isFixed(template string) bool { return !strings.Contains(template, "{") }
+
+// resource warns of a resource without limits of its own whose name is a slip away
+// from one that has. A route's name is that only if nobody else asks for the other.
+func (w *warner) resource(path string, rt *proxy.RouteConfig, asked map[string]bool) {
+	name, fixed := resourceOf(rt)
+	if _, known := w.Limiter.Resources[name]; known || !fixed {
+		return
+	}
+	near, ok := meantBy(name, sortedKeys(w.Limiter.Resources))
+	key := ".resource"
+	if rt.Resource.String() == "" {
+		key, ok = ".name", ok && !asked[near]
+	}
+	if ok {
+		w.warn(path+key, fmt.Sprintf("resource %q is none of limiter.resources, so that limiter.default holds; did you mean %q?", name, near))
+	}
+}
+
+// meantBy is the known name that name is a slip away from, unless they differ in
+// a number, or are so short that they may well be two names.
+func meantBy(name string, known []string) (string, bool) {
+	near, ok := limiter.Nearest(name, known)
+	return near, ok && len(name) > 3 && digits(name) == digits(near)
+}
+
+func digits(name string) string {
+	return strings.Map(func(r rune) rune {
+		if r < '0' || r > '9' {
+			return -1
+		}
+		return r
+	}, name)
+}
+
+// plan warns of a plan that changes nothing, and of a cost that no request of some
+// plan can pay.
+func (w *warner) plan(path string, rt *proxy.RouteConfig) {
+	plan := rt.Plan.String()
+	_, known := w.Limiter.Plans[plan]
+	switch {
+	case plan == "":
+		return
+	case len(w.Limiter.Plans) == 0:
+		w.warn(path+".plan", "changes nothing: limiter.plans is empty; add plans there, or take this out")
+		return
+	case isFixed(plan) && !known:
+		w.warn(path+".plan", fmt.Sprintf("plan %q is none of limiter.plans, so that it changes nothing%s", plan, limiter.DidYouMean(plan, sortedKeys(w.Limiter.Plans))))
+		return
+	}
+	resource, fixed := resourceOf(rt)
+	cost, err := strconv.ParseInt(rt.Cost.String(), 10, 64)
+	if !fixed || err != nil || rt.Shadow {
+		return
+	}
+	for _, name := range sortedKeys(w.Limiter.Plans) {
+		limits, ok := w.Limiter.Plans[name][resource]
+		if most := limits.Smallest(); ok && cost > most && (name == plan || !isFixed(plan)) {
+			w.warn(path+".cost", fmt.Sprintf("is %d, but in plan %s resource %s holds %d tokens at most: no request of that plan can ever pass", cost, name, resource, most))
+		}
+	}
+}
+
+// unusedPlans warns of plans' resources that nobody asks for. asked are those that
+// the routes do.
+func (w *warner) unusedPlans(asked map[string]bool) {
+	known := slices.Concat(sortedKeys(asked), sortedKeys(w.Limiter.Resources))
+	for plan, resources := range w.Limiter.Plans {
+		for name := range resources {
+			if !slices.Contains(known, name) {
+				w.warn("limiter.plans."+plan+"."+name, fmt.Sprintf(
+					"no route asks for resource %q, and limiter.resources has none of that name%s", name, limiter.DidYouMean(name, known)))
+			}
+		}
+	}
+}
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
