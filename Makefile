@@ -2,7 +2,7 @@
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
-.PHONY: run test test-faults test-deploy load soak lint staticcheck bench bench-store fuzz build redis wiretools
+.PHONY: run test test-faults test-deploy load soak lint staticcheck bench bench-store fuzz build redis frontproxies wiretools
 
 run: ## serve config.example.yaml
 	$(GO) run . -config config.example.yaml
@@ -11,7 +11,7 @@ run: ## serve config.example.yaml
 # sync.Pool forget: they get a run of their own.
 # Packages take turns: tests of what a limit lets through in a time want the
 # processors for themselves. All are built before, at once.
-test: redis ## every test, on real Redis
+test: redis frontproxies ## every test, on real Redis, nginx and HAProxy
 	$(GO) test -race -run '^$$' ./...
 	$(GO) test -race -count=1 -p 1 ./...
 	$(GO) test -count=1 -run 'Alloc' ./...
@@ -34,6 +34,13 @@ redis: # and curl, with which the tests run the README's lines
 	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
 	{ $$sudo env RUNLEVEL=1 apt-get update -q && $$sudo env RUNLEVEL=1 apt-get install -y -q --no-install-recommends redis-server curl; } || \
 	{ echo "redis-server is missing and could not be installed: install it (7.0 or later) and run make test again" >&2; exit 1; }
+
+frontproxies: # that deploy/recipes are for
+	@[ -x /usr/sbin/nginx ] && [ -x /usr/sbin/haproxy ] && exit 0; \
+	echo "installing nginx and haproxy from the distribution's packages"; \
+	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	{ $$sudo env RUNLEVEL=1 apt-get update -q && $$sudo env RUNLEVEL=1 apt-get install -y -q --no-install-recommends nginx haproxy; } || \
+	{ echo "nginx or haproxy is missing and could not be installed: install them and run make test again" >&2; exit 1; }
 
 wiretools: # the load balancer and the attacker of the tests
 	@[ -x /usr/sbin/haproxy ] && command -v slowhttptest >/dev/null && exit 0; \

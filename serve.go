@@ -140,7 +140,7 @@ func (g *gateway) build(c *Config, out *logWriter) error {
 	}
 	g.admin = admin.New(c.Admin, admin.Deps{
 		Limiter: g.limiter, Log: g.log, LogRequests: c.Log.Requests, Metrics: writers,
-		Upstreams: g.upstreams, Config: redacted(c), Version: buildVersion(),
+		Upstreams: g.upstreams, NewJudge: g.newJudge, Config: redacted(c), Version: buildVersion(),
 		Explain: g.explain,
 		Reload:  func() admin.Reloaded { return g.reload("POST /admin/reload") },
 	})
@@ -241,7 +241,7 @@ func (g *gateway) greet(c *Config, file string) {
 	}
 	c.logWarnings(g.log, file)
 	if c.Admin.Token == "" && isOpen(g.adminListener.Addr()) {
-		g.log.Warn().Str("listen", c.Admin.Listen).Msg("the control listener is open to other hosts and admin.token is empty: /admin answers loopback peers only, /allow everyone")
+		g.log.Warn().Str("listen", c.Admin.Listen).Msg("the control listener is open to other hosts and admin.token is empty: /admin answers loopback peers only, /allow and /check everyone")
 	}
 	e := g.log.Info().Str("version", buildVersion()).Str("config", file).Str("store", store).Stringer("control", g.adminListener.Addr())
 	if g.proxyListener != nil {

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// installed is the path of a program of the distribution, which `make test-faults`
-// installs.
+// installed is the path of a program of the distribution, which `make test` or
+// `make test-faults` installs.
 func installed(t *testing.T, name string) string {
 	t.Helper()
 	for _, file := range []string{name, "/usr/sbin/" + name} {
@@ -23,7 +23,7 @@ func installed(t *testing.T, name string) string {
 			return path
 		}
 	}
-	t.Fatalf("%s is missing: run make test-faults, or install it", name)
+	t.Fatalf("%s is missing: run make test-faults for it, or install it", name)
 	return ""
 }
 

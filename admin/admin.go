@@ -24,7 +24,7 @@ const (
 	readTimeout  = 10 * time.Second // a whole request
 	writeTimeout = 10 * time.Second
 	idleTimeout  = 60 * time.Second // between two requests
-	maxHead      = 16 << 10         // bytes
+	maxHead      = 64 << 10         // bytes; more than a proxy that describes a request at /check takes of its client
 	maxBody      = 64 << 10         // bytes
 )
 
@@ -39,6 +39,8 @@ type Deps struct {
 	Metrics []func(io.Writer)
 	// Upstreams says how the proxy's upstreams fare; nil where there is no proxy.
 	Upstreams func() []Upstream
+	// NewJudge makes what says of a request what the routes in force say.
+	NewJudge func() Judge
 	// Config is that of Terms, until Commit.
 	Config any
 	// Explain answers POST /admin/explain by the rules in force.
@@ -56,10 +58,12 @@ type Server struct {
 	guesses  guesses
 	http     *fasthttp.Server
 
-	outcomes *limiter.Outcomes
-	set      *metrics.Set
-	latency  *metrics.PrometheusHistogram // of /allow, seconds
-	panics   *metrics.Counter
+	outcomes     *limiter.Outcomes
+	set          *metrics.Set
+	latency      *metrics.PrometheusHistogram // of /allow, seconds
+	checkLatency *metrics.PrometheusHistogram // of /check, seconds
+	panics       *metrics.Counter
+	checks       sync.Pool // of *check
 
 	draining atomic.Bool
 	stop     chan struct{} // closed by Shutdown
@@ -69,11 +73,15 @@ type Server struct {
 // endpoint is what is served under one path, by method.
 type endpoint struct {
 	get, post, put, delete func(*Server, *exchange) // get answers HEAD too
+	any                    func(*Server, *exchange) // in place of the others: whatever the method
 	quiet                  bool                     // asked every few seconds by machines: logged only at debug
 }
 
 // serves is who answers method, or nil.
 func (e *endpoint) serves(method []byte) func(*Server, *exchange) {
+	if e.any != nil {
+		return e.any
+	}
 	switch string(method) {
 	case fasthttp.MethodGet, fasthttp.MethodHead:
 		return e.get
@@ -104,6 +112,7 @@ func (e *endpoint) allowed() string {
 // endpoints are matched on the raw target: no spelling but these reaches one.
 var endpoints = map[string]*endpoint{
 	"/allow":               {post: (*Server).allow},
+	checkPath:              {any: (*Server).check},
 	"/admin/":              {get: (*Server).page},
 	"/admin/stats":         {get: (*Server).stats},
 	"/admin/top_offenders": {get: (*Server).topOffenders},
@@ -144,6 +153,8 @@ func New(c Config, d Deps) *Server {
 	}
 	s.Commit(NewSettings(c, Terms{LogRequests: d.LogRequests, Config: d.Config}))
 	s.latency = s.set.NewPrometheusHistogramExt(`request_latency_seconds{endpoint="/allow"}`, latencyBuckets)
+	s.checkLatency = s.set.NewPrometheusHistogramExt(`request_latency_seconds{endpoint="/check"}`, latencyBuckets)
+	s.checks.New = s.newCheck
 	s.panics = s.set.NewCounter(`r8limiter_panics_total{listener="control"}`)
 	s.http = s.newHTTP()
 	return s
@@ -204,6 +215,10 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 			ctx.SetConnectionClose()
 		}
 		s.logRequest(x)
+		if x.check != nil {
+			x.check.forget()
+			s.checks.Put(x.check)
+		}
 		x.end()
 	}()
 	s.route(x)
@@ -251,6 +266,9 @@ func isAdmin(path []byte) bool {
 
 // find returns nil if x's path is nobody's.
 func find(x *exchange) *endpoint {
+	if e := findCheck(x); e != nil {
+		return e
+	}
 	if e := endpoints[string(x.path)]; e != nil {
 		return e
 	}

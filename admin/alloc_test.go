@@ -77,3 +77,34 @@ func TestGroupingAScrapeAllocatesNothing(t *testing.T) {
 		t.Errorf("got %v allocations, want none", n)
 	}
 }
+
+func TestCheckAllocatesNothing(t *testing.T) {
+	for name, raw := range map[string]string{
+		"allowed": request("GET", "/check?deny_status=403", "X-Forwarded-Method: POST", "X-Forwarded-Proto: https", "X-Forwarded-Host: api.example.com",
+			"X-Forwarded-Uri: /cost/0?q=1", "X-Forwarded-For: 192.0.2.1", "User-Agent: curl/8.5.0", "X-User-Id: alice"),
+		"of Envoy": request("POST", "/check/cost/0?q=1", "X-Forwarded-For: 192.0.2.1", "Authorization: Bearer of-the-client"),
+		"passed":   request("GET", "/check/free", "X-Forwarded-For: 192.0.2.1"),
+		"denied":   request("GET", "/check?deny_status=403", "X-Original-URI: /cost/10", "X-User-Id: bob"),
+		"guarded":  request("GET", "/check/cost/0", "X-R8limiter-Token: "+allowToken),
+	} {
+		g := newGateway(t, setup{config: Config{AllowToken: allowTokenFor(name)}})
+		ctx := parsed(t, raw)
+		if answerAgain(g, ctx); ctx.Response.StatusCode() != fasthttp.StatusOK {
+			t.Fatalf("%s: got %s", name, &ctx.Response)
+		}
+		g.log.b.Grow(1 << 20)
+		if n := testing.AllocsPerRun(200, func() { answerAgain(g, ctx) }); n > 0 {
+			t.Errorf("%s: got %v allocations, want none", name, n)
+		}
+	}
+}
+
+func BenchmarkCheck(b *testing.B) {
+	g := newGateway(b, setup{logRequests: "none"})
+	ctx := parsed(b, request("GET", "/check?deny_status=403", "X-Forwarded-Method: POST", "X-Forwarded-Host: api.example.com", "X-Forwarded-Uri: /cost/0",
+		"X-Forwarded-For: 192.0.2.1", "User-Agent: curl/8.5.0", "Accept: */*", "X-User-Id: alice"))
+	b.ReportAllocs()
+	for b.Loop() {
+		answerAgain(g, ctx)
+	}
+}

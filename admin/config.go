@@ -20,8 +20,8 @@ type Config struct {
 	// Token is the bearer token that guards everything under /admin. Empty:
 	// only peers on the loopback interface are answered there.
 	Token string `yaml:"token"`
-	// AllowToken is the bearer token that guards /allow. Empty: anyone who can
-	// reach the listener may ask for decisions.
+	// AllowToken is the bearer token that guards /allow, and /check in a field
+	// X-R8limiter-Token. Empty: anyone who can reach the listener may ask for decisions.
 	AllowToken string `yaml:"allow_token"`
 	// ReadyWhenDegraded keeps /readyz at 200 while the store is down and
 	// limiter.on_store_error is not deny.

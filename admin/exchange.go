@@ -30,6 +30,8 @@ type exchange struct {
 	body     []byte // scratch: header values, then the answer
 	id       []byte // see requestID
 
+	check *check // what is asked at /check; nil elsewhere
+
 	quiet bool  // is of interest only to who debugs
 	cause error // what was behind a 5xx
 }

@@ -41,6 +41,50 @@ type setup struct {
 	reload      func() Reloaded
 }
 
+// judgeByPath stands where routes are otherwise: the path says what they would. The
+// user is who X-User-Id names, else X-Forwarded-For, else whoever asks.
+func judgeByPath(l *limiter.Limiter) Judge {
+	outcomes, resource := l.Outcomes("items"), []byte("items")
+	return func(d *Described, v *Verdict) {
+		*v = Verdict{Route: "items", Outcomes: outcomes}
+		refuse := func(status int) { v.Refused, v.Status = errors.New("refused"), status }
+		path, _, _ := bytes.Cut(d.Target, []byte("?"))
+		switch {
+		case string(d.Method) == "CONNECT":
+			refuse(405)
+		case string(path) == "/odd":
+			refuse(400)
+		case string(path) == "/login":
+			refuse(401)
+			v.Challenge = "Bearer"
+		case string(path) == "/blocked":
+			refuse(403)
+		case string(path) == "/nowhere":
+			refuse(404)
+		case string(path) == "/free":
+		default:
+			v.Charged = true
+			v.Ask = limiter.Request{User: userOf(d), Resource: resource, Cost: 1}
+			if cost, ok := bytes.CutPrefix(path, []byte("/cost/")); ok {
+				v.Ask.Cost, _ = parseCost(cost)
+			}
+		}
+	}
+}
+
+var asker = []byte("asker")
+
+func userOf(d *Described) []byte {
+	for _, name := range []string{"X-User-Id", "X-Forwarded-For"} {
+		for i := range d.Fields {
+			if equalFold(d.Fields[i].Name, name) {
+				return d.Fields[i].Value
+			}
+		}
+	}
+	return asker
+}
+
 // frozen are limits that gain nothing a test could see: 1 token in 30 days.
 func frozen(t testing.TB, capacity int64) limiter.Config {
 	t.Helper()
@@ -70,7 +114,7 @@ func newGateway(t testing.TB, s setup) *gateway {
 	t.Cleanup(func() { _ = l.Close() })
 	log := new(syncBuffer)
 	return &gateway{
-		Server: New(s.config, Deps{Limiter: l, Log: zerolog.New(log), LogRequests: s.logRequests, Metrics: s.metrics, Upstreams: s.upstreams, Explain: s.explain, Config: s.shown, Reload: s.reload, Version: "1.2.3"}),
+		Server: New(s.config, Deps{Limiter: l, Log: zerolog.New(log), LogRequests: s.logRequests, Metrics: s.metrics, Upstreams: s.upstreams, Explain: s.explain, Config: s.shown, Reload: s.reload, NewJudge: func() Judge { return judgeByPath(l) }, Version: "1.2.3"}),
 		log:    log,
 	}
 }

@@ -20,8 +20,7 @@ func newGuard(token string) guard {
 }
 
 // knows says whether the request names the token in its one Authorization
-// field. Digests are compared since ConstantTimeCompare returns at once on
-// different lengths, which would tell the token's.
+// field.
 func (g *guard) knows(x *exchange) bool {
 	fields := x.ctx.Request.Header.PeekAll(fasthttp.HeaderAuthorization)
 	if len(fields) != 1 || namesToken(x.query) {
@@ -31,7 +30,13 @@ func (g *guard) knows(x *exchange) bool {
 	if !equalFold(scheme, "Bearer") {
 		return false
 	}
-	digest := sha256.Sum256(bytes.TrimLeft(token, " "))
+	return g.is(bytes.TrimLeft(token, " "))
+}
+
+// is compares digests, since ConstantTimeCompare returns at once on different
+// lengths, which would tell the token's.
+func (g *guard) is(token []byte) bool {
+	digest := sha256.Sum256(token)
 	return subtle.ConstantTimeCompare(digest[:], g.digest[:]) == 1
 }
 
@@ -92,17 +97,20 @@ func (s *Server) isNoPage(x *exchange, what string) bool {
 
 // demand lets pass who knows the token of g; wrong ones wait for their answer.
 func (s *Server) demand(g *guard, x *exchange) bool {
-	if g.knows(x) {
-		return true
-	}
+	return g.knows(x) || s.turnAway(x, []byte("Bearer"), "send the token in one Authorization: Bearer field")
+}
+
+// turnAway answers who does not know a token, and returns false: which way to show
+// one is the challenge, and in words the reason.
+func (s *Server) turnAway(x *exchange, challenge []byte, reason string) bool {
 	if s.guesses.crowded(x.peer) {
 		x.ctx.Response.Header.Set(fasthttp.HeaderRetryAfter, "1")
 		x.refuse(fasthttp.StatusTooManyRequests, "too many wrong tokens from this address: wait before the next")
 		return false
 	}
 	s.guesses.slowDown(x.peer, s.stop)
-	x.ctx.Response.Header.SetCanonical([]byte("WWW-Authenticate"), []byte("Bearer"))
-	x.refuse(fasthttp.StatusUnauthorized, "send the token in one Authorization: Bearer field")
+	x.ctx.Response.Header.SetCanonical(nameAuthenticate, challenge)
+	x.refuse(fasthttp.StatusUnauthorized, reason)
 	return false
 }
 

@@ -25,6 +25,9 @@ func (s *Server) logRequest(x *exchange) {
 	if x.path != nil {
 		e.Bytes("method", logged(x.ctx.Request.Header.Method())).Bytes("path", logged(x.path))
 	}
+	if x.check != nil && x.check.verdict.Route != "" {
+		e.Str("route", x.check.verdict.Route)
+	}
 	if x.request.User != nil {
 		x.logDecision(e)
 	}

@@ -8,8 +8,9 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// maxFields is how many header lines a request may have.
-const maxFields = 100
+// maxFields is how many header lines a request may have: those that the proxy
+// listener takes by default, and what describes a request at /check.
+const maxFields = 128
 
 // What fasthttp v1.78.0 lets pass and RFC 9112 does not. Each is a way in which
 // a front proxy and this server could disagree about where a request ends.

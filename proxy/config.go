@@ -15,7 +15,8 @@ import (
 
 // Config is what the file may say under `proxy`.
 type Config struct {
-	// Listen is the address of the proxy listener; "" turns it off.
+	// Listen is the address of the proxy listener; "" turns it off. Routes then are
+	// for what other proxies ask at the control listener, and need no upstream.
 	Listen string `yaml:"listen"`
 	// TLS turns TLS on; nil for a listener that speaks plain HTTP.
 	TLS *TLSConfig `yaml:"tls"`

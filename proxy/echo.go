@@ -6,6 +6,8 @@ import (
 	"strconv"
 
 	"github.com/valyala/fasthttp"
+
+	"github.com/r8limiter/r8limiter/limiter"
 )
 
 // echo answers for an `echo:` upstream: the request as an upstream would get
@@ -34,15 +36,15 @@ func appendMirror(dst, head, body []byte) []byte {
 	line, rest, _ := bytes.Cut(head, []byte("\r\n"))
 	method, line, _ := bytes.Cut(line, []byte{' '})
 	target, _, _ := bytes.Cut(line, []byte{' '})
-	dst = appendJSON(append(dst, `{"method":`...), method)
-	dst = appendJSON(append(dst, `,"target":`...), target)
+	dst = limiter.AppendJSON(append(dst, `{"method":`...), method)
+	dst = limiter.AppendJSON(append(dst, `,"target":`...), target)
 	dst = append(dst, `,"headers":[`...)
 	for len(rest) > 0 {
 		line, rest, _ = bytes.Cut(rest, []byte("\r\n"))
 		name, value, _ := bytes.Cut(line, []byte(": "))
-		dst = appendJSON(append(dst, '['), name)
-		dst = append(appendJSON(append(dst, ','), value), "],"...)
+		dst = limiter.AppendJSON(append(dst, '['), name)
+		dst = append(limiter.AppendJSON(append(dst, ','), value), "],"...)
 	}
 	dst = append(bytes.TrimSuffix(dst, []byte{','}), ']')
-	return appendJSON(append(dst, `,"body":`...), body)
+	return limiter.AppendJSON(append(dst, `,"body":`...), body)
 }

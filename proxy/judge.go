@@ -81,6 +81,9 @@ type Judgement struct {
 	// Ask is what the limiter is asked. Its bytes are the Asked's, until it is judged or
 	// reset again.
 	Ask limiter.Request
+	// Outcomes counts the route's decisions; nil for no route, and in rules that no
+	// Proxy has put in force.
+	Outcomes *limiter.Outcomes
 }
 
 // Judge says what becomes of a request, as the proxy listener would: the same route,
@@ -109,6 +112,9 @@ func (rs *Rules) judge(a *Asked, j *Judgement) error {
 	}
 	r.route = rt
 	j.Index, j.Route = rt.index, rt.name
+	if rt.metrics != nil {
+		j.Outcomes = rt.metrics.outcomes
+	}
 	switch {
 	case rt.action == blockAction:
 		return errBlocked

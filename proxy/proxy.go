@@ -68,6 +68,9 @@ func New(c Config, o Options) (*Proxy, error) {
 	return p, nil
 }
 
+// Rules are those in force.
+func (p *Proxy) Rules() *Rules { return p.rules.Load() }
+
 // Serve answers clients on l until Shutdown.
 func (p *Proxy) Serve(l net.Listener) error { return p.server.serve(l) }
 

@@ -74,9 +74,6 @@ func (c *UpstreamTLSConfig) digest() (sum [sha256.Size]byte) {
 	return sum
 }
 
-// Rules are those in force.
-func (p *Proxy) Rules() *Rules { return p.rules.Load() }
-
 // Commit puts rs, which Prepare made, in force for every request from now on. It
 // can't fail. Requests under way end by the rules they began with: upstreams that
 // are no more, or are others now, serve them to their end. Commits follow each

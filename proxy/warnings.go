@@ -13,7 +13,7 @@ import (
 // configuration that Validate found no fault with.
 func (c *Config) Warn(warn func(path, text string)) {
 	for i, each := range c.TrustedProxies {
-		if each.Bits() == 0 && c.Listen != "" {
+		if each.Bits() == 0 && (c.Listen != "" || len(c.Routes) > 0) {
 			warn(fmt.Sprintf("trusted_proxies[%d]", i), fmt.Sprintf("%v trusts every peer: any client can then say by X-Forwarded-For who {client_ip} is, and escape its limits; list the networks of your load balancers", each))
 		}
 	}
