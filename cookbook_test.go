@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// recipe is one of the README's cookbook.
-type recipe struct {
+// situation is one of the README's cookbook.
+type situation struct {
 	title, yaml, command, output string
 	at                           [2]int // where the output stands in the README
 }
@@ -18,7 +18,7 @@ type recipe struct {
 var recipePattern = regexp.MustCompile("(?s)\n### ([^\n]+)\n.*?```yaml\n(.*?)```.*?```console\n\\$ r8limiter ([^\n]+)\n(.*?)```")
 
 // cookbook are the recipes of text, in order.
-func cookbook(text string) (all []recipe) {
+func cookbook(text string) (all []situation) {
 	start := strings.Index(text, "## Rule cookbook\n")
 	if start < 0 {
 		return nil
@@ -26,7 +26,7 @@ func cookbook(text string) (all []recipe) {
 	length := strings.Index(text[start+1:], "\n## ")
 	for _, m := range recipePattern.FindAllStringSubmatchIndex(text[start:start+1+length], -1) {
 		part := func(n int) string { return text[start+m[2*n] : start+m[2*n+1]] }
-		all = append(all, recipe{part(1), part(2), part(3), part(4), [2]int{start + m[8], start + m[9]}})
+		all = append(all, situation{part(1), part(2), part(3), part(4), [2]int{start + m[8], start + m[9]}})
 	}
 	return all
 }
