@@ -27,7 +27,7 @@ func describedJudge(t testing.TB) (admin.Judge, *admin.Described) {
 		{Name: "private", Match: proxy.MatchConfig{Path: []string{"/private/*"}}, Action: "block"},
 		{Name: "items", Match: proxy.MatchConfig{Path: []string{"/items/{id}"}}, UserID: []proxy.Template{user}},
 	}
-	if err := g.buildJudging(&c); err != nil {
+	if err := g.buildProxy(&c); err != nil {
 		t.Fatal(err)
 	}
 	return g.newJudge(), &admin.Described{
