@@ -17,18 +17,18 @@ type situation struct {
 
 var recipePattern = regexp.MustCompile("(?s)\n### ([^\n]+)\n.*?```yaml\n(.*?)```.*?```console\n\\$ r8limiter ([^\n]+)\n(.*?)```")
 
-// cookbook are the recipes of text, in order.
-func cookbook(text string) (all []situation) {
+// cookbook are the recipes of text, in order, and how many titles there are for them.
+func cookbook(text string) (all []situation, titles int) {
 	start := strings.Index(text, "## Rule cookbook\n")
 	if start < 0 {
-		return nil
+		return nil, 0
 	}
-	length := strings.Index(text[start+1:], "\n## ")
-	for _, m := range recipePattern.FindAllStringSubmatchIndex(text[start:start+1+length], -1) {
+	section := text[start : start+1+strings.Index(text[start+1:], "\n## ")]
+	for _, m := range recipePattern.FindAllStringSubmatchIndex(section, -1) {
 		part := func(n int) string { return text[start+m[2*n] : start+m[2*n+1]] }
 		all = append(all, situation{part(1), part(2), part(3), part(4), [2]int{start + m[8], start + m[9]}})
 	}
-	return all
+	return all, strings.Count(section, "\n### ")
 }
 
 // split cuts a command line as a shell does.
@@ -45,8 +45,8 @@ func split(t *testing.T, command string) []string {
 // with what README.md shows; -update writes that instead.
 func TestReadmeCookbook(t *testing.T) {
 	text := readme(t)
-	recipes := cookbook(text)
-	if titles := strings.Count(text[strings.Index(text, "## Rule cookbook\n"):], "\n### "); len(recipes) < 14 || len(recipes) != titles {
+	recipes, titles := cookbook(text)
+	if len(recipes) < 14 || len(recipes) != titles {
 		t.Fatalf("found %d recipes under %d titles", len(recipes), titles)
 	}
 	file := filepath.Join(t.TempDir(), "config.yaml")
