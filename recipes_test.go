@@ -294,13 +294,16 @@ func TestRecipeThatFailsOpenIsNotOpenedByClients(t *testing.T) {
 				return fields
 			}
 			for _, bytes := range []int{10, 300, 2000, 4000, 6000, 7500, 9000, 13_000} {
-				for i, fields := range []string{"", many(80), many(95), many(98), many(170), "X: " + strings.Repeat("x", 7000) + "\r\n"} {
+				for i, fields := range []string{"", many(80), many(95), many(97), many(98), many(170), "X: " + strings.Repeat("x", 7000) + "\r\n"} {
 					before := r.seen.Load()
 					for range 7 {
 						rawAnswer(r.front, fmt.Sprintf("GET /named?r=%s%d HTTP/1.1\r\nHost: a\r\nConnection: close\r\n%s\r\n", strings.Repeat(`"`, bytes), i, fields))
 					}
 					if got := r.seen.Load() - before; got > 5 || bytes == 10 && i < 2 && got != 5 {
 						t.Errorf("%d bytes of a resource's name and %d of fields: %d requests passed, want 5 at most", bytes, len(fields), got)
+					}
+					if resp, _ := r.from(t, "127.0.0.2", "GET", "/private/x"); resp.StatusCode != 403 {
+						t.Fatalf("after %d bytes of fields a blocked path gets %d, want 403", len(fields), resp.StatusCode)
 					}
 				}
 			}

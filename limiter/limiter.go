@@ -122,7 +122,7 @@ func (l *Limiter) rule(w *work, req *Request) (*resource, *override) {
 	rules := res.of(req.Plan)
 	o := f.override(req.User, req.Resource)
 	if o != nil && o.verdict == askBuckets {
-		rules = o.rules
+		rules = o.of(req.Plan)
 	}
 	if rules != res.rules {
 		w.substitute = resource{known: res.known, rules: rules}

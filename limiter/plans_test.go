@@ -143,6 +143,28 @@ func TestOverrideGoesBeforeThePlanAndThePlanBeforePersistedLimits(t *testing.T) 
 	}
 }
 
+func TestOverrideLeavesWhatThePlansUsersShare(t *testing.T) {
+	l := newTestedLimiter(t, `
+default: {capacity: 2, refill_rate: 1/h}
+resources: {read: {capacity: 3, refill_rate: 1/h}}
+plans: {gold: {read: {limits: [{name: own, capacity: 50, refill_rate: 1/h}, {name: everyone, per: resource, capacity: 4, refill_rate: 1/h}]}}}
+`)
+	if err := l.SetOverride(t.Context(), Override{User: "vip", Resource: "read", Capacity: 30, RefillRate: rate("1/h")}, operator); err != nil {
+		t.Fatal(err)
+	}
+	if d := l.askPlan(t, "gold", "ann", "read", 3); !d.Allowed {
+		t.Fatalf("got %+v", d)
+	}
+	for i, want := range []bool{true, false} {
+		if d := l.askPlan(t, "gold", "vip", "read", 1); d.Allowed != want {
+			t.Errorf("request %d of the user with an override: allowed %t, want %t, by %v", i, d.Allowed, want, capacities(d))
+		}
+	}
+	if d := l.askPlan(t, "", "vip", "read", 20); !d.Allowed {
+		t.Errorf("without the plan: denied by %v, though its limit is 30", capacities(d))
+	}
+}
+
 func TestPlanUsesTheStoreAsItsResourceUnlessItSaysOtherwise(t *testing.T) {
 	l := New(newTestedLimiter(t, plansConfig).Current().config, NewMemoryStore())
 	resources := l.Current().inForce.Load().resources

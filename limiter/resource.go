@@ -133,8 +133,9 @@ const (
 type override struct {
 	resource string // "" for all
 	verdict  verdict
-	rules    *rules    // instead of the resource's, where verdict is askBuckets
-	until    time.Time // zero for good
+	rules    *rules            // instead of the resource's, where verdict is askBuckets
+	plans    map[string]*rules // the same for requests of a plan, by its name
+	until    time.Time         // zero for good
 }
 
 // build makes the rules of n and s. Counters are those of resources that are
@@ -176,9 +177,9 @@ func (f *inForce) addOverrides(c *Config) {
 	}
 	for i := range f.settings.Overrides {
 		o := &f.settings.Overrides[i]
-		base := f.byDefault
-		if res, ok := f.resources[o.Resource]; ok {
-			base = res.rules
+		base, ok := f.resources[o.Resource]
+		if !ok {
+			base = &resource{rules: f.byDefault}
 		}
 		f.overrides[o.User] = append(f.overrides[o.User], o.running(f.taken, c, base))
 	}
@@ -209,8 +210,8 @@ func (r *resource) addPlan(plan string, limits *rules) {
 }
 
 // running is o as it runs. Its limit stands for those that are the user's own; what
-// users share and what is only a shadow stays.
-func (o *Override) running(now time.Time, common *Config, base *rules) override {
+// users share and what is only a shadow stays, of the resource or of the plan.
+func (o *Override) running(now time.Time, common *Config, base *resource) override {
 	r := override{resource: o.Resource}
 	switch {
 	case o.Exempt:
@@ -218,19 +219,36 @@ func (o *Override) running(now time.Time, common *Config, base *rules) override 
 	case o.Block:
 		r.verdict = block
 	default:
-		c := o.config()
-		r.rules = newRules(&c, o.Resource, common, common.resource(o.Resource))
-		for i, l := range base.limits {
-			if l.Scope == PerResource || l.Shadow {
-				r.rules.add(l, base.suffixes[i], common.Replicas)
-				r.rules.leased = r.rules.leased && !l.Shadow
-			}
+		r.rules, r.plans = o.rules(common, base.rules), map[string]*rules{}
+		for plan, limits := range base.plans {
+			r.plans[plan] = o.rules(common, limits)
 		}
 	}
 	if o.Left != 0 {
 		r.until = now.Add(o.Left)
 	}
 	return r
+}
+
+// rules are o's limit with those of base that it leaves in force.
+func (o *Override) rules(common *Config, base *rules) *rules {
+	c := o.config()
+	r := newRules(&c, o.Resource, common, common.resource(o.Resource))
+	for i, l := range base.limits {
+		if l.Scope == PerResource || l.Shadow {
+			r.add(l, base.suffixes[i], common.Replicas)
+			r.leased = r.leased && !l.Shadow
+		}
+	}
+	return r
+}
+
+// of are the rules for a plan.
+func (o *override) of(plan []byte) *rules {
+	if limits, ok := o.plans[string(plan)]; ok {
+		return limits
+	}
+	return o.rules
 }
 
 // override is the one in force for a user and a resource, or nil. One for the

@@ -93,15 +93,22 @@ func (rs *Rules) authenticate(r *request) error {
 
 // credentials are what the one Authorization field holds for a scheme, which is
 // compared whatever the case (RFC 9110 section 11.1). Another scheme, and an empty
-// field, count as none.
+// field, count as none. Behind the scheme is a space: servers that take a tab or a
+// comma for one would find credentials where we find none.
 func (r *request) credentials(scheme string) (value []byte, given bool, err error) {
 	field, err := r.header("Authorization")
 	if err != nil {
 		return nil, false, err
 	}
-	name, value, _ := bytes.Cut(field, []byte{' '})
-	if !equalFold(name, scheme) {
-		return nil, false, nil
+	end := bytes.IndexAny(field, " \t,")
+	if end < 0 {
+		end = len(field)
 	}
-	return trimSpace(value), true, nil
+	switch {
+	case !equalFold(field[:end], scheme):
+		return nil, false, nil
+	case end < len(field) && field[end] != ' ':
+		return nil, false, badRequest("Authorization has something else than a space behind its scheme")
+	}
+	return trimSpace(field[end:]), true, nil
 }

@@ -22,6 +22,9 @@ func TestBasicUserIsTheNameBeforeTheColon(t *testing.T) {
 		{"Authorization: Bearer QWxhZGRpbjpvcGVuIHNlc2FtZQ==\r\n", ""},
 		{"Authorization:\r\n", ""},
 		{"Authorization: Basic\r\n", "refused"},
+		{"Authorization: Basic\tYTpi\r\n", "refused"}, // some servers split at any white space
+		{"Authorization: basic,YTpi\r\n", "refused"},
+		{"Authorization: Basics\tYTpi\r\n", ""},
 		{"Authorization: Basic \r\n", "refused"},
 		{basic("ann"), "refused"},
 		{basic("a\x00b:c"), "refused"},
