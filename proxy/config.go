@@ -247,6 +247,9 @@ func (p *Prefix) UnmarshalText(text []byte) error {
 		return nil
 	}
 	prefix, err := netip.ParsePrefix(s)
+	if err == nil && prefix.Addr().Is4In6() && prefix.Bits() >= 96 {
+		prefix = netip.PrefixFrom(prefix.Addr().Unmap(), prefix.Bits()-96)
+	}
 	if err != nil || prefix.Addr().Is4In6() {
 		return fmt.Errorf("%q is no CIDR prefix such as 10.0.0.0/8 or 2001:db8::/32", s)
 	}

@@ -300,3 +300,13 @@ func TestAllocJudging(t *testing.T) {
 		t.Errorf("%v allocations", got)
 	}
 }
+
+func TestPrefixOfMappedAddressesIsThatOfIPv4(t *testing.T) {
+	for text, want := range map[string]string{"::ffff:10.0.0.0/104": "10.0.0.0/8", "::ffff:10.1.2.3": "10.1.2.3/32", "10.0.0.0/8": "10.0.0.0/8", "::ffff:0.0.0.0/95": "", "::ffff:10.1.0.0/104": ""} {
+		var p Prefix
+		err := p.UnmarshalText([]byte(text))
+		if got := p.String(); err == nil && got != want || err != nil && want != "" {
+			t.Errorf("%s: got %s, %v, want %q", text, got, err, want)
+		}
+	}
+}
