@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"reflect"
 	"regexp"
 	"slices"
@@ -277,10 +278,12 @@ func (d *decoder) checkWord(n *yaml.Node, path, word string, words []string) {
 func (d *decoder) unknownKey(key *yaml.Node, path string, t reflect.Type) {
 	known := slices.Sorted(slices.Values(keysOf(t)))
 	text := "is no known key; there are " + strings.Join(known, ", ")
-	if place, ok := placeOf(d.whole, key.Value, path); ok {
+	place, isElsewhere := placeOf(d.whole, key.Value, path)
+	if isElsewhere {
 		text = fmt.Sprintf("is no known key here, but one of %s; here there are %s", place, strings.Join(known, ", "))
 	}
-	if near, ok := limiter.Nearest(key.Value, known); ok {
+	isBelow := isElsewhere && isAtOrBelow(place, anyElement(path))
+	if near, ok := limiter.Nearest(key.Value, known); ok && !isBelow {
 		text = fmt.Sprintf("is no known key; did you mean %q?", near)
 		d.meant = append(d.meant, strings.TrimPrefix(path+"."+near, "."))
 	}
@@ -291,16 +294,31 @@ func (d *decoder) unknownKey(key *yaml.Node, path string, t reflect.Type) {
 }
 
 // placeOf is where in a file of type t a key belongs: below the block at path if it
-// can be, NAME standing for any name.
+// can be, else in one around it, NAME standing for any name and [] for any element.
 func placeOf(t reflect.Type, key, path string) (place string, ok bool) {
+	path = anyElement(path)
+	nearness := func(block string) int {
+		switch {
+		case isAtOrBelow(block, path):
+			return math.MaxInt
+		case isAtOrBelow(path, block):
+			return len(block)
+		}
+		return 0
+	}
 	eachKey(t, "", func(at string, _ reflect.StructField) {
 		block, isOne := strings.CutSuffix(at, "."+key)
-		if isOne && (!ok || !isAtOrBelow(place, path) && isAtOrBelow(block, path)) {
+		if isOne && (!ok || nearness(block) > nearness(place)) {
 			place, ok = block, true
 		}
 	})
 	return place, ok
 }
+
+var element = regexp.MustCompile(`\[[0-9]+\]`)
+
+// anyElement is a path with [] for each element of a list.
+func anyElement(path string) string { return element.ReplaceAllString(path, "[]") }
 
 // eachKey calls f for each key of a file of type t, with its path: NAME stands for
 // any name of a map, [] for any element of a list.
