@@ -27,7 +27,7 @@ const (
 const usage = `usage: r8limiter [serve] [-config FILE]   run
        r8limiter check [-config FILE] [-format text|json] [-strict]
                                           every error and warning of a configuration
-       r8limiter simulate [-config FILE] [-format F] [-fields MAP] [-output text|json|html] [-target SHARE] LOG...
+       r8limiter simulate -config FILE [-format F] [-fields MAP] [-output text|json|html] [-target SHARE] LOG...
                                           what these rules would have done to recorded traffic
        r8limiter explain [-config FILE] [-ip ADDR] [-H 'Name: value']... [-u USER:PASSWORD]
                          [-claim NAME=VALUE]... [-format text|json] METHOD URL

@@ -50,15 +50,16 @@ func (p *program) simulate(s *simulation) int {
 		return exitUsage
 	}
 	file := p.configFile(s.config)
+	if file == "" {
+		fmt.Fprintf(p.stderr, "simulate: there is no configuration to try: name one with -config FILE\n%s", usage)
+		return exitUsage
+	}
 	c, problems := p.load(file)
 	if p.complain(file, problems) {
 		return exitUsage
 	}
 	o.Config, o.Proxy, o.Limiter = file, c.Proxy, c.Limiter
 	o.Stdin, o.Progress = p.stdin, &simulate.Progress{}
-	if file == "" {
-		o.Config = "built-in defaults"
-	}
 	if err := p.runSimulation(s, o); err != nil {
 		fmt.Fprintf(p.stderr, "simulate: %v\n", err)
 		return exitFailure

@@ -596,3 +596,11 @@ func compareDecisions(t *testing.T, logged, simulated []string) {
 		t.Errorf("%d decisions differ; denials were by %v, and %d by shadows", different, bound, shadows)
 	}
 }
+
+func TestSimulateWantsAConfiguration(t *testing.T) {
+	t.Chdir(t.TempDir()) // where no config.yaml is
+	code, stdout, stderr := command("simulate", "access.log")
+	if code != exitUsage || stdout != "" || !strings.Contains(stderr, "name one with -config FILE") {
+		t.Errorf("got %d %q %q", code, stdout, stderr)
+	}
+}
