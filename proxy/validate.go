@@ -190,7 +190,9 @@ func (c *HealthCheckConfig) validate(report func(key, problem string)) {
 }
 
 func (c *Config) validateRoute(rt *RouteConfig, report func(key, problem string)) {
-	if !isName(rt.Name) {
+	if rt.Name == "" {
+		report(".name", "is missing; give each route a name of its own, the label in metrics and logs")
+	} else if !isName(rt.Name) {
 		report(".name", fmt.Sprintf("%q: use 1 to 64 letters, digits, dots, dashes and underscores", rt.Name))
 	}
 	act, known := actions[rt.Action]
@@ -204,7 +206,21 @@ func (c *Config) validateRoute(rt *RouteConfig, report func(key, problem string)
 	if rt.Shadow && rt.Enforce.IsGiven() {
 		report(".enforce", "goes with a share of the users, shadow with none of them; keep one of the two")
 	}
+	if known && act != limitAction {
+		rt.validateUnlimited(report)
+	}
 	c.validateTemplates(rt, report)
+}
+
+// validateUnlimited checks a route without limits: nothing of it is tried on some users.
+func (rt *RouteConfig) validateUnlimited(report func(key, problem string)) {
+	text := fmt.Sprintf("is about limits, but action %s is done to everybody: take one of the two out", rt.Action)
+	if rt.Shadow {
+		report(".shadow", text)
+	}
+	if rt.Enforce.IsGiven() {
+		report(".enforce", text)
+	}
 }
 
 // unknownUpstream says what to do about an upstream of a route that is none.
