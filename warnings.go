@@ -234,7 +234,7 @@ func (w *warner) plan(path string, rt *proxy.RouteConfig) {
 // unusedPlans warns of plans' resources that nobody asks for. asked are those that
 // the routes do.
 func (w *warner) unusedPlans(asked map[string]bool) {
-	known := slices.Concat(sortedKeys(asked), sortedKeys(w.Limiter.Resources))
+	known := slices.Concat(sortedKeys(w.Limiter.Resources), sortedKeys(asked)) // one that is configured is no slip
 	for plan, resources := range w.Limiter.Plans {
 		for name := range resources {
 			if !slices.Contains(known, name) {
