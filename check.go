@@ -14,8 +14,8 @@ type checkup struct {
 }
 
 func (c *checkup) addFlags(flags *flag.FlagSet) {
-	flags.StringVar(&c.config, "config", "", "configuration file")
-	flags.StringVar(&c.format, "format", "text", "text, or json for one object")
+	flags.StringVar(&c.config, "config", "", configUsage)
+	flags.StringVar(&c.format, "format", "text", "`FORM` of the report: text, or json for one object")
 	flags.BoolVar(&c.strict, "strict", false, "fail for warnings too")
 }
 
@@ -38,9 +38,8 @@ type findings struct {
 // check says every problem of a configuration, errors and warnings in the file's
 // order.
 func (p *program) check(file string, asked checkup) int {
-	if asked.format != "text" && asked.format != "json" {
-		fmt.Fprintf(p.stderr, "-format %q: write text or json\n%s", asked.format, usage)
-		return exitUsage
+	if fault := checkChoice("format", asked.format, []string{"text", "json"}); fault != nil {
+		return p.misused("check", fault)
 	}
 	c, problems := p.load(file)
 	code := exitFine

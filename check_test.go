@@ -151,7 +151,7 @@ func TestCheckReportsAsJSON(t *testing.T) {
 	if _, stdout, _ := command("check", "-format", "json", "-config", bad); !strings.Contains(stdout, `"message":"is no known key; did you mean \"listen\"?"`) {
 		t.Errorf("got %s", stdout)
 	}
-	if code, stdout, stderr := command("check", "-format", "xml", "-config", bad); code != exitUsage || stdout != "" || !strings.Contains(stderr, `-format "xml": write text or json`) {
+	if code, stdout, stderr := command("check", "-format", "xml", "-config", bad); code != exitUsage || stdout != "" || !strings.Contains(stderr, `-format "xml" is none of text, json`) {
 		t.Errorf("-format xml: got %d %q %q", code, stdout, stderr)
 	}
 	// A file that can't be read is a problem like others.

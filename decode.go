@@ -283,7 +283,11 @@ func (d *decoder) unknownKey(key *yaml.Node, path string, t reflect.Type) {
 		text = fmt.Sprintf("is no known key here, but one of %s; here there are %s", place, strings.Join(known, ", "))
 	}
 	isBelow := isElsewhere && isAtOrBelow(place, anyElement(path))
-	if near, ok := limiter.Nearest(key.Value, known); ok && !isBelow {
+	near, ok := limiter.Nearest(key.Value, known)
+	if !ok && !isElsewhere {
+		near, ok = limiter.Meant(key.Value, known)
+	}
+	if ok && !isBelow {
 		text = fmt.Sprintf("is no known key; did you mean %q?", near)
 		d.meant = append(d.meant, strings.TrimPrefix(path+"."+near, "."))
 	}

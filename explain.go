@@ -39,9 +39,12 @@ const fetchTimeout = 5 * time.Second
 // request that would be refused is explained like any other.
 func (p *program) explain(line *queryLine, rest []string) int {
 	q, fault := line.read(rest)
-	if fault != nil {
-		fmt.Fprintf(p.stderr, "explain: %v\n%s", fault, usage)
-		return exitUsage
+	switch {
+	case errors.Is(fault, flag.ErrHelp):
+		p.args = []string{"explain", "-h"}
+		return p.run()
+	case fault != nil:
+		return p.misused("explain", fault)
 	}
 	file := p.configFile(line.config)
 	c, problems := p.load(file)
@@ -82,16 +85,16 @@ func (p *program) fetchKeys(rules *proxy.Rules, q *question) {
 
 // addFlags adds the options; what l says already stays.
 func (l *queryLine) addFlags(flags *flag.FlagSet) {
-	flags.StringVar(&l.config, "config", l.config, "configuration file")
-	flags.StringVar(&l.format, "format", cmp.Or(l.format, "text"), "text or json")
-	flags.StringVar(&l.method, "X", l.method, "method, where only a URL follows")
-	flags.StringVar(&l.user, "u", l.user, "user and password of Basic, as USER:PASSWORD")
-	flags.StringVar(&l.ip, "ip", cmp.Or(l.ip, "127.0.0.1"), "who connects")
+	flags.StringVar(&l.config, "config", l.config, configUsage)
+	flags.StringVar(&l.format, "format", cmp.Or(l.format, "text"), "`FORM` of the answer: text or json")
+	flags.StringVar(&l.method, "X", l.method, "`METHOD`, where only a URL follows")
+	flags.StringVar(&l.user, "u", l.user, "`USER:PASSWORD` of Basic authentication")
+	flags.StringVar(&l.ip, "ip", cmp.Or(l.ip, "127.0.0.1"), "`ADDRESS` of who connects")
 	add := func(list *[]string) func(string) error {
 		return func(text string) error { *list = append(*list, text); return nil }
 	}
-	flags.Func("H", "a header field, as 'Name: value'", add(&l.headers))
-	flags.Func("claim", "what {jwt.NAME} is, as NAME=VALUE", add(&l.claims))
+	flags.Func("H", "a header field as `'Name: value'`; may be there several times", add(&l.headers))
+	flags.Func("claim", "what {jwt.NAME} is, as `NAME=VALUE`; may be there several times", add(&l.claims))
 }
 
 // read reads the rest of a command line, in which options stand between and behind
@@ -102,7 +105,7 @@ func (l *queryLine) read(rest []string) (*question, error) {
 	l.addFlags(flags)
 	for {
 		if err := flags.Parse(rest); err != nil {
-			return nil, err
+			return nil, withOption(err, flags)
 		}
 		if flags.NArg() == 0 {
 			return l.question()
@@ -118,8 +121,8 @@ func (l *queryLine) question() (*question, error) {
 	if err != nil {
 		return nil, err
 	}
-	if l.format != "text" && l.format != "json" {
-		return nil, fmt.Errorf("-format %q: write text or json", l.format)
+	if err := checkChoice("format", l.format, []string{"text", "json"}); err != nil {
+		return nil, err
 	}
 	if q.ip, err = netip.ParseAddr(l.ip); err != nil {
 		return nil, fmt.Errorf("ip %q is no IP address; write one as 203.0.113.9 or 2001:db8::1", l.ip)

@@ -82,6 +82,9 @@ func (x *explained) Text() string {
 		host += " "
 	}
 	p.line("request", "%s %s%s", bare(x.Method), host, bare(x.Path))
+	if x.Host == "" && x.Refused == nil {
+		p.item("as of HTTP/1.0; HTTP/1.1 without Host is answered 400")
+	}
 	x.writeClient(p)
 	x.writeReadings(p)
 	x.writeRoutes(p)

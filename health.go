@@ -30,12 +30,12 @@ type healthCheck struct {
 }
 
 func (h *healthCheck) addFlags(flags *flag.FlagSet) {
-	flags.StringVar(&h.config, "config", "", "configuration file, for the address")
-	flags.StringVar(&h.url, "url", "", "address of /readyz")
+	flags.StringVar(&h.config, "config", "", configUsage+", for the address")
+	flags.StringVar(&h.url, "url", "", "`URL` of /readyz")
 	flags.BoolVar(&h.insecure, "insecure", false, "take any certificate")
-	flags.StringVar(&h.ca, "ca", "", "who signs the certificate of an https address")
-	flags.StringVar(&h.pair.cert, "cert", "", "certificate to show, where admin.tls.client_ca_file wants one")
-	flags.StringVar(&h.pair.key, "key", "", "its private key")
+	flags.StringVar(&h.ca, "ca", "", "`FILE` of the authorities that sign the certificate of an https address")
+	flags.StringVar(&h.pair.cert, "cert", "", "`FILE` of the certificate to show, where admin.tls.client_ca_file wants one")
+	flags.StringVar(&h.pair.key, "key", "", "`FILE` of its private key")
 }
 
 // health asks a running instance for /readyz.

@@ -87,17 +87,6 @@ func TestExampleShowsEveryKey(t *testing.T) {
 	walk(reflect.TypeFor[Config]())
 }
 
-func TestUsageErrorsExitWith2(t *testing.T) {
-	for _, args := range [][]string{{"nonsense"}, {"serve", "-nonsense"}, {"check", "extra"}, {"check", "-config", "testdata/none.yaml"}} {
-		if code, _, stderr := command(args...); code != exitUsage || stderr == "" {
-			t.Errorf("%q: got %d %q, want %d and a reason", args, code, stderr, exitUsage)
-		}
-	}
-	if code, stdout, _ := command("version"); code != exitFine || !strings.HasPrefix(stdout, "r8limiter ") {
-		t.Errorf("version: got %d %q", code, stdout)
-	}
-}
-
 func TestVariablesExpandInValues(t *testing.T) {
 	env := func(name string) (string, bool) { return "blue", name == "SET" }
 	for _, c := range []struct{ text, want, problem string }{

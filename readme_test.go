@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/r8limiter/r8limiter/limiter/redistest"
 )
 
@@ -208,10 +210,14 @@ func TestReadmeNamesTestsThatExist(t *testing.T) {
 func TestReadmeCommandsAreTheProgram(t *testing.T) {
 	_, list, _ := strings.Cut(readme(t), "## Commands\n")
 	list, _, _ = strings.Cut(list, "Exit codes")
+	var wanted, got []string
 	for line := range strings.SplitSeq(strings.TrimSpace(list), "\n") {
-		words := strings.Fields(line)
-		if len(words) < 2 || !strings.Contains(usage, words[1]) {
-			t.Errorf("the usage does not have %q", line)
-		}
+		wanted = append(wanted, strings.Trim(strings.Fields(line)[1], "[]"))
+	}
+	for _, v := range (&program{}).verbs() {
+		got = append(got, v.name)
+	}
+	if diff := cmp.Diff(wanted, got); diff != "" {
+		t.Errorf("-README +program:\n%s", diff)
 	}
 }

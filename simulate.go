@@ -1,13 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -24,15 +24,15 @@ type simulation struct {
 }
 
 func (s *simulation) addFlags(flags *flag.FlagSet) {
-	flags.StringVar(&s.config, "config", "", "configuration file whose rules are tried")
-	flags.StringVar(&s.format, "format", simulate.Formats[0], "of the logs: "+strings.Join(simulate.Formats, ", "))
-	flags.StringVar(&s.fields, "fields", "", "where JSON has what, as in time=ts,uri=req.uri,header.X-User-Id=headers.x_user,jwt.sub=user")
-	flags.StringVar(&s.host, "host", "", "the Host of requests of which the log has none")
-	flags.StringVar(&s.output, "output", "text", "text, json or html")
-	flags.StringVar(&s.target, "target", "", "find the smallest limits that deny at most this share, as 0.1%")
-	flags.IntVar(&s.top, "top", 10, "how many users are named")
-	flags.StringVar(&s.file, "o", "", "write the report to this file")
-	flags.StringVar(&s.decisions, "decisions", "", "write what was decided on each line to this file, as JSON lines")
+	flags.StringVar(&s.config, "config", "", "configuration `FILE` whose rules are tried; default $R8LIMITER_CONFIG, else ./config.yaml")
+	flags.StringVar(&s.format, "format", simulate.Formats[0], "`FORM` of the logs: "+strings.Join(simulate.Formats, ", "))
+	flags.StringVar(&s.fields, "fields", "", "`MAP` of where JSON has what, as in time=ts,uri=req.uri,header.X-User-Id=headers.x_user,jwt.sub=user")
+	flags.StringVar(&s.host, "host", "", "`HOST` of requests of which the log has none")
+	flags.StringVar(&s.output, "output", "text", "`FORM` of the report: text, json or html")
+	flags.StringVar(&s.target, "target", "", "find the smallest limits that deny at most this `SHARE`, as 0.1%")
+	flags.IntVar(&s.top, "top", 10, "how many `USERS` are named")
+	flags.StringVar(&s.file, "o", "", "write the report to this `FILE`")
+	flags.StringVar(&s.decisions, "decisions", "", "write what was decided on each line to this `FILE`, as JSON lines")
 }
 
 // outputs are the forms of a report.
@@ -46,13 +46,11 @@ var outputs = map[string]func(*simulate.Report, io.Writer) error{
 func (p *program) simulate(s *simulation) int {
 	o, fault := s.options()
 	if fault != nil {
-		fmt.Fprintf(p.stderr, "simulate: %v\n%s", fault, usage)
-		return exitUsage
+		return p.misused("simulate", fault)
 	}
 	file := p.configFile(s.config)
 	if file == "" {
-		fmt.Fprintf(p.stderr, "simulate: there is no configuration to try: name one with -config FILE\n%s", usage)
-		return exitUsage
+		return p.misused("simulate", errors.New("there is no configuration to try: name one with -config FILE"))
 	}
 	c, problems := p.load(file)
 	if p.complain(file, problems) {
@@ -87,15 +85,10 @@ func (s *simulation) options() (*simulate.Options, error) {
 			return nil, fmt.Errorf("-target: %w", err)
 		}
 	}
-	switch {
-	case !slices.Contains(simulate.Formats, s.format):
-		return nil, fmt.Errorf("-format: %q is none of %s", s.format, strings.Join(simulate.Formats, ", "))
-	case outputs[s.output] == nil:
-		return nil, fmt.Errorf("-output: %q is none of text, json, html", s.output)
-	case s.top < 0:
+	if s.top < 0 {
 		return nil, fmt.Errorf("-top: %d users can't be named", s.top)
 	}
-	return o, nil
+	return o, cmp.Or(checkChoice("format", s.format, simulate.Formats), checkChoice("output", s.output, []string{"text", "json", "html"}))
 }
 
 // errInterrupted says that a signal came.

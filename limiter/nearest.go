@@ -9,11 +9,39 @@ import (
 // that was surely meant, as in `; did you mean "read"?`, or with "" where none is
 // near. Of several as near it is the first.
 func DidYouMean(word string, known []string) string {
-	if near, ok := Nearest(word, known); ok {
-		return fmt.Sprintf("; did you mean %q?", near)
+	if meant, ok := Meant(word, known); ok {
+		return fmt.Sprintf("; did you mean %q?", meant)
 	}
 	return ""
 }
+
+// Meant is the word of known that word was surely meant to be: the nearest, else the
+// only one that begins or ends as word does and goes on, or the other way round, as
+// rate and refill_rate.
+func Meant(word string, known []string) (meant string, ok bool) {
+	if meant, ok = Nearest(word, known); ok {
+		return meant, true
+	}
+	bare := bareLetters(word)
+	for _, each := range known {
+		other := bareLetters(each)
+		long, short := bare, other
+		if len(short) > len(long) {
+			long, short = short, long
+		}
+		if len(short) < minPartOfWord || !strings.HasPrefix(long, short) && !strings.HasSuffix(long, short) {
+			continue
+		}
+		if ok {
+			return "", false // it may be either
+		}
+		meant, ok = each, true
+	}
+	return meant, ok
+}
+
+// minPartOfWord is how many letters of a word tell it.
+const minPartOfWord = 3
 
 // Nearest is the word of known that has the fewest slips from word, if it is near
 // enough to be meant: one slip in up to 4 letters, two in up to 8, three in more.

@@ -41,6 +41,25 @@ func TestNearestIsTheFirstOfThoseAsNear(t *testing.T) {
 	}
 }
 
+func TestMeantIsTheOneThatAWordIsPartOf(t *testing.T) {
+	known := []string{"log", "user_id", "refill_rate", "connect_timeout", "response_timeout"}
+	for word, want := range map[string]string{
+		"logging": "log",
+		"user":    "user_id",
+		"rate":    "refill_rate",
+		"refill":  "refill_rate",
+		"timeout": "", // there are two
+		"id":      "", // too short to tell
+		"fill":    "", // neither begins nor ends one
+		"lag":     "log",
+		"":        "",
+	} {
+		if got, ok := Meant(word, known); got != want || ok != (want != "") {
+			t.Errorf("%q: got %q, %v, want %q", word, got, ok, want)
+		}
+	}
+}
+
 func TestSlipsAreCountedAsByHand(t *testing.T) {
 	for _, c := range []struct {
 		a, b string

@@ -60,6 +60,9 @@ func (p Percent) String() string {
 // IsGiven says whether p was given at all.
 func (p Percent) IsGiven() bool { return p.given }
 
+// IsNone says whether p is 0%, which includes nobody.
+func (p Percent) IsNone() bool { return p.given && p.millionths == 0 }
+
 // Includes says whether a user is in the share. For one salt the answer is the same
 // on every gateway and in every version, and who is in a share is in every larger
 // one. With another salt other users are in. It allocates nothing.

@@ -18,8 +18,21 @@ func (c *Config) Warn(warn func(path, text string)) {
 		}
 	}
 	c.warnOfUnreachable(warn)
+	c.warnOfUnused(warn)
 	for i := range c.Routes {
 		c.Routes[i].warn(func(key, text string) { warn(fmt.Sprintf("routes[%d]%s", i, key), text) })
+	}
+}
+
+// warnOfUnused reports upstreams that no route forwards to.
+func (c *Config) warnOfUnused(warn func(path, text string)) {
+	if len(c.Routes) == 0 {
+		return // the file is not written to its end, or is for the control listener alone
+	}
+	for _, name := range sortedKeys(c.Upstreams) {
+		if !slices.ContainsFunc(c.Routes, func(rt RouteConfig) bool { return rt.Upstream == name && actions[rt.Action] != blockAction }) {
+			warn("upstreams."+name, "no route forwards to it; name it as the upstream of a route, or take it out")
+		}
 	}
 }
 
@@ -38,9 +51,15 @@ func (rt *RouteConfig) warn(warn func(key, text string)) {
 		}
 	}
 	if actions[rt.Action] != limitAction {
-		return // nothing below is looked at
+		rt.warnOfIgnored(warn)
+		return
+	}
+	if rt.Enforce.IsNone() {
+		warn(".enforce", "is 0%, so that nobody is denied; write shadow: true, which says so, or a share above 0%")
 	}
 	rt.warnOfMissingUser(warn)
+	rt.warnOfUnneededUsers(warn)
+	rt.warnOfChosenResource(warn)
 	templates := map[string]Template{".resource": rt.Resource, ".plan": rt.Plan, ".cost": rt.Cost}
 	for i, t := range rt.UserID {
 		templates[fmt.Sprintf(".user_id[%d]", i)] = t
@@ -48,6 +67,41 @@ func (rt *RouteConfig) warn(warn func(key, text string)) {
 	for key, t := range templates {
 		for _, p := range placeholdersOf(t) {
 			p.warn(key, warn)
+		}
+	}
+}
+
+// warnOfIgnored reports what a route says about limits that it does not have.
+func (rt *RouteConfig) warnOfIgnored(warn func(key, text string)) {
+	for key, isSet := range map[string]bool{
+		".user_id": len(rt.UserID) > 0, ".resource": rt.Resource.isSet(), ".plan": rt.Plan.isSet(), ".cost": rt.Cost.isSet(),
+	} {
+		if isSet {
+			warn(key, fmt.Sprintf("is not looked at, as action %s charges nothing; take one of the two out", rt.Action))
+		}
+	}
+}
+
+// warnOfUnneededUsers reports templates of user_id behind one that always has a value.
+func (rt *RouteConfig) warnOfUnneededUsers(warn func(key, text string)) {
+	mayBeEmpty := func(p placeholder) bool { return !p.isNeverEmpty(&rt.Match) }
+	for i, t := range rt.UserID[:max(0, len(rt.UserID)-1)] {
+		if !slices.ContainsFunc(placeholdersOf(t), mayBeEmpty) {
+			warn(fmt.Sprintf(".user_id[%d]", i+1), fmt.Sprintf("is never tried: %q before it is never empty; change their order, or take this out", t))
+			return
+		}
+	}
+}
+
+// warnOfChosenResource reports a resource that clients name as they like: each new name
+// has full buckets.
+func (rt *RouteConfig) warnOfChosenResource(warn func(key, text string)) {
+	if len(rt.Match.ClientIP) > 0 {
+		return // who may come here is told by address
+	}
+	for _, p := range placeholdersOf(rt.Resource) {
+		if p.isClients() && !p.isBoundBy(&rt.Match) {
+			warn(".resource", fmt.Sprintf("{%s} is what a client likes to send, and each new value has a full bucket: nobody is held to anything; say in match which values there are, as in {regexp: \"read|write\"}, or take it from {jwt.NAME} or {path.NAME}", p.text))
 		}
 	}
 }
@@ -99,19 +153,42 @@ func (p placeholder) isClients() bool {
 	return p.kind == "header" || p.kind == "query" || p.kind == "cookie" || p.kind == "basic_user"
 }
 
-// isEmptyFor says whether p may be empty in a request that m matches.
-func (p placeholder) isEmptyFor(m *MatchConfig) bool {
-	isNamed := func(name string) bool { return strings.EqualFold(name, p.name) }
+// matcher is what m wants the value of p to be.
+func (p placeholder) matcher(m *MatchConfig) (v ValueMatch, ok bool) {
 	switch p.kind {
 	case "header":
-		return !slices.ContainsFunc(sortedKeys(m.Headers), isNamed)
+		for name, v := range m.Headers {
+			if strings.EqualFold(name, p.name) {
+				return v, true
+			}
+		}
 	case "query":
-		_, ok := m.Query[p.name]
-		return !ok
+		v, ok = m.Query[p.name]
+	}
+	return v, ok
+}
+
+// isBoundBy says whether m asks for more of p than that it is there.
+func (p placeholder) isBoundBy(m *MatchConfig) bool {
+	v, ok := p.matcher(m)
+	return ok && !v.Present
+}
+
+// isNeverEmpty says whether p surely has a value in every request that m matches.
+func (p placeholder) isNeverEmpty(m *MatchConfig) bool {
+	v, ok := p.matcher(m)
+	return ok && v.Exact+v.Prefix != "" || slices.Contains([]string{"client_ip", "method", "route"}, p.kind)
+}
+
+// isEmptyFor says whether p may be empty, or not be there at all, in requests that m
+// matches: a value that is asked for but empty is no slip of the file.
+func (p placeholder) isEmptyFor(m *MatchConfig) bool {
+	_, isAsked := p.matcher(m)
+	switch p.kind {
 	case "client_ip", "path", "host", "method", "route":
 		return false
 	}
-	return true
+	return !isAsked
 }
 
 // warn reports what p should not read at all, or not as it is.
