@@ -67,7 +67,7 @@ bench-store: redis ## what a decision costs by one call each, coalesced, leased,
 
 fuzz: ## a minute for each target
 	@for pkg in $$($(GO) list ./...); do for f in $$($(GO) test -list '^Fuzz' $$pkg | grep ^Fuzz); do \
-	$(GO) test -run xxx -fuzz "^$$f$$" -fuzztime 60s $$pkg || exit 1; done; done
+	$(GO) test -run xxx -fuzz "^$$f$$" -fuzztime 60s -fuzzminimizetime 2s $$pkg || exit 1; done; done
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o r8limiter .
