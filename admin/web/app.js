@@ -226,6 +226,34 @@ $("block").onclick = () => change(userPath() + "/override", {
   method: "PUT", headers: { "Content-Type": "application/json" },
   body: JSON.stringify({ block: true, ttl: "10m", reason: "blocked on the page" }),
 });
+
+// explain says what would become of a request now, by this gateway's rules, or what is
+// wrong with the question.
+async function explain() {
+  const { method, url, ip, headers } = $("question").elements;
+  try {
+    const question = { method: method.value, url: url.value, headers: fieldsOf(headers.value) };
+    if (ip.value) question.ip = ip.value;
+    const answer = await ask("/admin/explain?format=text", {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(question),
+    });
+    show("explanation", await answer.text());
+  } catch (error) {
+    show("explanation", error.message || String(error));
+  }
+  $("explanation").hidden = false;
+}
+
+// fieldsOf reads "Name: value" lines.
+function fieldsOf(text) {
+  return text.split("\n").filter((line) => line.trim()).map((line) => {
+    const colon = line.indexOf(":");
+    if (colon < 1) throw new Error(`"${line}" is no header field; write Name: value`);
+    return [line.slice(0, colon).trim(), line.slice(colon + 1).trim()];
+  });
+}
+$("question").onsubmit = (event) => { event.preventDefault(); explain(); };
+
 $("lookup").onsubmit = (event) => { event.preventDefault(); lookUp(); };
 $("window").onchange = () => attempt(offenders);
 $("token").onsubmit = (event) => {

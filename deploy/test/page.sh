@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The web page in a real Chromium: it asks for the token, shows the figures of
-# some load and the health of upstreams, looks a user up, blocks and refills them, and says while Redis fails
-# that it does. Needs Go, Node, npm and redis-server; installs Chromium and
-# playwright-core; about 20 s once they are there.
+# some load and the health of upstreams, looks a user up, blocks and refills them,
+# explains a request, and says while Redis fails that it does. Needs Go, Node, npm and
+# redis-server; installs Chromium and playwright-core; about 20 s once they are there.
 #
 #   deploy/test/page.sh [PICTURE]     also saves a screenshot
 set -euo pipefail
@@ -65,7 +65,7 @@ const browser = await chromium.launch({
 const page = await browser.newPage({ viewport: { width: 1200, height: 1100 } });
 const faults = [];
 page.on("pageerror", (e) => faults.push(String(e)));
-let expected = /401/;
+let expected = /40[01]/; // no token at first, and a bad question
 page.on("console", (m) => { if (m.type() === "error" && !expected.test(m.text())) faults.push(m.text()); });
 page.setDefaultTimeout(15000);
 const text = (id) => page.locator("#" + id).innerText();
@@ -99,6 +99,24 @@ await until("blocked", "overrides", "blocked, \\d+ s left: blocked on the page")
 await page.locator("#drop").click();
 await until("dropped", "overrides", "^$");
 await until("audit", "audit", "override\\.drop");
+
+const question = page.locator("#question");
+await question.locator("[name=url]").fill("https://api.example.com/v1/<i>7</i>");
+await question.locator("[name=ip]").fill("203.0.113.9");
+await question.locator("[name=headers]").fill("X-User-Id: <b>ann</b>\n\nAccept: a:b\n");
+await question.locator("button").click();
+await until("explained", "explanation", "user_id +<b>ann</b>(.|\\n)*resource +read(.|\\n)*; 3\\.0 tokens(.|\\n)*now +allowed and forwarded");
+assert.equal(await page.locator("#explanation b, #explanation i").count(), 0, "a request became markup");
+await question.locator("[name=headers]").fill("nonsense");
+await question.locator("button").click();
+await until("no field", "explanation", '^"nonsense" is no header field');
+await question.locator("[name=headers]").fill("");
+await question.locator("[name=ip]").fill("nobody");
+await question.locator("button").click();
+await until("no address", "explanation", '"nobody" is no IP address');
+await question.locator("[name=ip]").fill("203.0.113.9");
+await question.locator("button").click();
+await until("explained again", "explanation", "user_id +203\\.0\\.113\\.9\\n");
 assert.equal(await page.locator("#trouble").isVisible(), false, await text("trouble"));
 if (process.argv[3]) await page.screenshot({ path: process.argv[3] });
 
