@@ -1,19 +1,16 @@
 package main
 
 import (
-	"cmp"
 	"encoding"
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"gopkg.in/yaml.v3"
 
@@ -22,85 +19,6 @@ import (
 
 // maxDocument bounds the configuration file, in bytes.
 const maxDocument = 1 << 20
-
-// problem is a fault of the configuration file.
-type problem struct {
-	line, col  int
-	path, text string
-	severity   severity
-}
-
-// severity says whether a file with such a problem can be run.
-type severity uint8
-
-const (
-	isError   severity = iota
-	isWarning          // legal, but surely wrong
-)
-
-// String is the word in reports.
-func (s severity) String() string { return [...]string{"error", "warning"}[s] }
-
-// format is the line that an operator sees.
-func (p problem) format(file string) string {
-	text := p.text
-	if strings.ContainsFunc(p.path, unicode.IsControl) {
-		text = strconv.Quote(p.path) + ": " + text
-	} else if p.path != "" {
-		text = p.path + ": " + text
-	}
-	if p.severity == isWarning {
-		text = "warning: " + text
-	}
-	return fmt.Sprintf("%s:%d:%d: %s", file, p.line, p.col, text)
-}
-
-// covers says whether path is what p is about, or lies in it or around it.
-func (p problem) covers(path string) bool {
-	return isAtOrBelow(path, p.path) || isAtOrBelow(p.path, path)
-}
-
-// isAtOrBelow says whether path is top or lies in it.
-func isAtOrBelow(path, top string) bool {
-	rest, ok := strings.CutPrefix(path, top)
-	return ok && (rest == "" || top == "" || rest[0] == '.' || rest[0] == '[')
-}
-
-// comparePlaces orders problems as they stand in the file.
-func comparePlaces(a, b problem) int {
-	return cmp.Or(cmp.Compare(a.line, b.line), cmp.Compare(a.col, b.col), cmp.Compare(a.path, b.path))
-}
-
-// positions says where in the file each path is: a single value where it begins,
-// keys and values and lists at their own key, an element of a list where it begins.
-type positions map[string][2]int
-
-// of is the place of path, or of the nearest thing around it that the file has.
-func (p positions) of(path string) (line, col int) {
-	for ; path != ""; path = path[:max(strings.LastIndexAny(path, ".["), 0)] {
-		if at, ok := p[path]; ok {
-			return at[0], at[1]
-		}
-	}
-	return 1, 1
-}
-
-// document is what is known of a file besides what it configures.
-type document struct {
-	at positions
-	// written are the single values as they stand in the file, before variables
-	// are replaced.
-	written map[string]string
-	// meant are the paths of the keys that unknown ones were surely meant to be:
-	// whether they are missing is not known.
-	meant []string
-}
-
-// problem is an error at path.
-func (d *document) problem(path, text string) problem {
-	line, col := d.at.of(path)
-	return problem{line: line, col: col, path: path, text: text}
-}
 
 // decoder fills in a struct and collects every problem on the way: yaml.v3's own
 // decoding stops early and gives neither columns nor paths.
@@ -226,26 +144,6 @@ func (d *decoder) structure(n *yaml.Node, path string, v reflect.Value) {
 	})
 }
 
-// keysOf are the keys of a struct, in its order.
-func keysOf(t reflect.Type) (keys []string) {
-	for field := range t.Fields() {
-		if key := field.Tag.Get("yaml"); key != "" {
-			keys = append(keys, key)
-		}
-	}
-	return keys
-}
-
-// fieldOf is the field of a struct for a key.
-func fieldOf(t reflect.Type, key string) (field reflect.StructField, ok bool) {
-	for field = range t.Fields() {
-		if key != "" && field.Tag.Get("yaml") == key {
-			return field, true
-		}
-	}
-	return field, false
-}
-
 // checkTags holds a value against the tags of its field: zero:"unset" where zero
 // stands for a default and can't be given, enum:"a,b" where it is one of few words.
 func (d *decoder) checkTags(n *yaml.Node, path string, field reflect.StructField, v reflect.Value) {
@@ -270,78 +168,6 @@ func (d *decoder) checkTags(n *yaml.Node, path string, field reflect.StructField
 func (d *decoder) checkWord(n *yaml.Node, path, word string, words []string) {
 	if word != "" && !slices.Contains(words, word) {
 		d.report(n, path, fmt.Sprintf("%q is none of %s%s", word, strings.Join(words, ", "), limiter.DidYouMean(word, words)))
-	}
-}
-
-// unknownKey reports a key that the block at path, of type t, does not have, and
-// what it may mean: one of the block's own, else one that belongs elsewhere.
-func (d *decoder) unknownKey(key *yaml.Node, path string, t reflect.Type) {
-	known := slices.Sorted(slices.Values(keysOf(t)))
-	text := "is no known key; there are " + strings.Join(known, ", ")
-	place, isElsewhere := placeOf(d.whole, key.Value, path)
-	if isElsewhere {
-		text = fmt.Sprintf("is no known key here, but one of %s; here there are %s", place, strings.Join(known, ", "))
-	}
-	isBelow := isElsewhere && isAtOrBelow(place, anyElement(path))
-	near, ok := limiter.Nearest(key.Value, known)
-	if !ok && !isElsewhere {
-		near, ok = limiter.Meant(key.Value, known)
-	}
-	if ok && !isBelow {
-		text = fmt.Sprintf("is no known key; did you mean %q?", near)
-		d.meant = append(d.meant, strings.TrimPrefix(path+"."+near, "."))
-	}
-	if before, _, ok := strings.Cut(key.Value, ":"); ok && slices.Contains(known, before) {
-		text = "is no known key; put a space behind the colon of " + before
-	}
-	d.report(key, strings.TrimPrefix(path+"."+key.Value, "."), text)
-}
-
-// placeOf is where in a file of type t a key belongs: below the block at path if it
-// can be, else in one around it, NAME standing for any name and [] for any element.
-func placeOf(t reflect.Type, key, path string) (place string, ok bool) {
-	path = anyElement(path)
-	nearness := func(block string) int {
-		switch {
-		case isAtOrBelow(block, path):
-			return math.MaxInt
-		case isAtOrBelow(path, block):
-			return len(block)
-		}
-		return 0
-	}
-	eachKey(t, "", func(at string, _ reflect.StructField) {
-		block, isOne := strings.CutSuffix(at, "."+key)
-		if isOne && (!ok || nearness(block) > nearness(place)) {
-			place, ok = block, true
-		}
-	})
-	return place, ok
-}
-
-var element = regexp.MustCompile(`\[[0-9]+\]`)
-
-// anyElement is a path with [] for each element of a list.
-func anyElement(path string) string { return element.ReplaceAllString(path, "[]") }
-
-// eachKey calls f for each key of a file of type t, with its path: NAME stands for
-// any name of a map, [] for any element of a list.
-func eachKey(t reflect.Type, path string, f func(path string, field reflect.StructField)) {
-	switch t.Kind() {
-	case reflect.Pointer:
-		eachKey(t.Elem(), path, f)
-	case reflect.Slice:
-		eachKey(t.Elem(), path+"[]", f)
-	case reflect.Map:
-		eachKey(t.Elem(), path+".NAME", f)
-	case reflect.Struct:
-		for field := range t.Fields() {
-			if key := field.Tag.Get("yaml"); key != "" {
-				below := strings.TrimPrefix(path+"."+key, ".")
-				f(below, field)
-				eachKey(field.Type, below, f)
-			}
-		}
 	}
 }
 
