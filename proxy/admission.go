@@ -52,13 +52,14 @@ func (s *server) leave(c *clientConn) {
 // clientOf is what counts as one client of limits.connections_per_client; the
 // zero Addr is not counted.
 func (s *server) clientOf(peer netip.Addr) netip.Addr {
-	if s.limits().ConnectionsPerClient == 0 || !peer.IsValid() || contains(s.proxy.rules.Load().trusted, peer) {
+	rs := s.proxy.rules.Load()
+	if rs.client.ConnectionsPerClient == 0 || !peer.IsValid() || contains(rs.trusted, peer) {
 		return netip.Addr{}
 	}
 	if peer.Is4() {
 		return peer
 	}
-	network, _ := peer.Prefix(s.proxy.rules.Load().prefix6)
+	network, _ := peer.Prefix(rs.prefix6)
 	return network.Addr()
 }
 

@@ -58,7 +58,7 @@ func (b *requestBody) readSome(p []byte) int {
 	}
 	n, err := b.receive(p)
 	if err != nil {
-		b.err = bodyError(err, b.conn.server.limits())
+		b.err = bodyError(err, b.conn.limits)
 		return 0
 	}
 	if b.chunked {
@@ -80,7 +80,7 @@ func (b *requestBody) receive(p []byte) (int, error) {
 		c.read += n
 		return n, nil
 	}
-	limits, start := c.server.limits(), time.Now()
+	limits, start := c.limits, time.Now()
 	n, err := c.receive(p, start.Add(limits.BodyTimeout))
 	b.waited += time.Since(start)
 	if limits.tooThin(b.size, b.waited) {
@@ -92,7 +92,7 @@ func (b *requestBody) receive(p []byte) (int, error) {
 // decode takes the framing off raw, in place. Chunk extensions hold nothing
 // for us and are bounded, so that one byte of data can't cost kilobytes.
 func (b *requestBody) decode(raw []byte) int {
-	limits := b.conn.server.limits()
+	limits := b.conn.limits
 	n, used, err := b.chunks.decode(raw, raw)
 	b.size += int64(n)
 	b.wire += int64(used)

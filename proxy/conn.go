@@ -32,8 +32,9 @@ const (
 // client is where a request came from and where its answer goes: a connection
 // of HTTP/1.1, or a stream of HTTP/2.
 type client interface {
-	// parse fills in what the client asked.
-	parse(r *request) error
+	// parse fills in what the client asked. The request and its answer are held to
+	// limits to their end.
+	parse(r *request, limits *LimitsConfig) error
 	// body reads the request's body without its framing.
 	body() io.Reader
 	// interrupt ends, from another goroutine, a read of the body that waits, and
@@ -70,6 +71,7 @@ type clientConn struct {
 	read, end int
 	head      []byte
 	reader    requestBody
+	limits    *LimitsConfig // of the request at hand: those in force when it began
 
 	readBy, writeBy time.Time   // the deadlines that are set
 	waiting         sync.Mutex  // guards the beginning and the end of idle
@@ -85,6 +87,12 @@ var (
 	errBareLF      = badRequest("a header line does not end in CRLF")
 	errNoMethod    = badRequest("the request does not begin with a method")
 )
+
+func newClientConn(s *server, raw net.Conn) *clientConn {
+	c := &clientConn{Conn: raw, socket: raw, server: s, limits: s.limits()}
+	c.reader.conn = c
+	return c
+}
 
 // serve answers requests until the connection ends.
 func (c *clientConn) serve() {
@@ -104,7 +112,6 @@ func (c *clientConn) serve() {
 // readHead waits for the head of the next request. io.EOF means that there is
 // no more to answer. Other errors are the client's fault.
 func (c *clientConn) readHead() error {
-	limits := c.server.limits()
 	c.reader.reset()
 	c.head = nil
 	if c.read == c.end {
@@ -113,6 +120,8 @@ func (c *clientConn) readHead() error {
 			return io.EOF
 		}
 	}
+	limits := c.server.limits()
+	c.limits = limits
 	due, seen := time.Time{}, 0 // seen bytes hold no end of a head
 	for {
 		text := c.buf[c.read:c.end]
@@ -319,9 +328,9 @@ func (c *clientConn) peek() (n int, err error) {
 	return n, err
 }
 
-func (c *clientConn) parse(r *request) error {
-	r.secure = c.secure
-	if err := r.parseHead(c.head, c.server.limits()); err != nil {
+func (c *clientConn) parse(r *request, limits *LimitsConfig) error {
+	r.secure, c.limits = c.secure, limits
+	if err := r.parseHead(c.head, limits); err != nil {
 		return err
 	}
 	c.reader.begin(r.length)
@@ -345,7 +354,7 @@ func (c *clientConn) proceed(now time.Time) error {
 // send writes to the client. The deadline is moved only when a good part of
 // it is used up, which saves most requests from setting one.
 func (c *clientConn) send(p []byte, _ int, now time.Time) error {
-	wait := c.server.limits().WriteTimeout
+	wait := c.limits.WriteTimeout
 	if c.writeBy.Sub(now) < wait {
 		c.writeBy = now.Add(2 * wait)
 		if err := c.Conn.SetWriteDeadline(c.writeBy); err != nil {

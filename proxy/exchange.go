@@ -89,7 +89,7 @@ var (
 func (x *exchange) receive() error {
 	r := &x.request
 	r.prefix6 = x.rules.prefix6
-	if err := x.client.parse(r); err != nil {
+	if err := x.client.parse(r, &x.rules.client); err != nil {
 		return err
 	}
 	x.closing = x.closing || r.close

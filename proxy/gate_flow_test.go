@@ -257,8 +257,7 @@ func TestBodyBelowTheLeastRateIs408(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer raw.Close()
-	c := &clientConn{Conn: raw, socket: raw, server: p.server}
-	c.reader.conn = c
+	c := newClientConn(p.server, raw)
 	rate, p10 := int64(p.server.limits().MinBodyRate), make([]byte, 10)
 	for size, want := range map[int64]string{
 		rate:       "the request body arrives at less than 240 bytes per second",

@@ -39,8 +39,7 @@ func gateProxy(tb testing.TB) *Proxy {
 // requests up to the first that is refused or not complete.
 func gateTakes(p *Proxy, raw []byte, size int) (all []taken) {
 	wire := &bytesConn{rest: bytes.Clone(raw), size: size}
-	c := &clientConn{Conn: wire, socket: wire, server: p.server}
-	c.reader.conn = c
+	c := newClientConn(p.server, wire)
 	for c.readHead() == nil {
 		x := &exchange{proxy: p, rules: p.rules.Load(), client: c}
 		if x.receive() != nil || p.rules.Load().router.checkMatched(&x.request) != nil {

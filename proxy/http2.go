@@ -110,7 +110,7 @@ func (c *http2Conn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	defer c.running.Done()
-	s := &stream{conn: c, r: r, w: w, control: http.NewResponseController(w)}
+	s := &stream{conn: c, r: r, w: w, control: http.NewResponseController(w), limits: c.server.limits()}
 	defer context.AfterFunc(r.Context(), func() { s.departure.leave(c.server.whyLeft()) })()
 	c.answer(s)
 	if s.cut {

@@ -187,7 +187,7 @@ func TestShadowDenialsAreLogged(t *testing.T) {
 func TestUnknownFaultOfARequestIsForTheLogOnly(t *testing.T) {
 	rg := newRig(t, 10, okAnswer)
 	far, near := tcpPair(t)
-	c := &clientConn{Conn: near, socket: near, server: rg.p.server}
+	c := newClientConn(rg.p.server, near)
 	rg.p.serve(c, netip.MustParseAddr("127.0.0.1"), errors.New("open /etc/hush"))
 	_ = near.CloseWrite()
 	got, err := io.ReadAll(far)

@@ -144,3 +144,76 @@ func TestLimitsOfClientsFollow(t *testing.T) {
 	cl.answer("GET")
 	cl.wantClosed()
 }
+
+// narrow puts limits in force that a body of 3,000 bytes breaks by its size, and in a
+// moment by its pace if body_timeout is short.
+func (rg *rig) narrow(t *testing.T, bodyTimeout time.Duration) {
+	t.Helper()
+	c := *rg.p.Rules().config
+	c.Limits.BodyBytes, c.Limits.BodyTimeout = 1000, bodyTimeout
+	rg.commit(t, c)
+}
+
+// A request that has begun ends by the limits that it began with.
+func TestLimitsOfRunningUploadsStay(t *testing.T) {
+	half := strings.Repeat("x", 1500)
+	for framing, text := range map[string][2]string{
+		"Content-Length: 3000":       {half, half},
+		"Transfer-Encoding: chunked": {"5dc\r\n" + half + "\r\n", "5dc\r\n" + half + "\r\n0\r\n\r\n"},
+	} {
+		rg, up := rawRig(t, 10, always(okAnswer), nil)
+		cl := rg.dial(t)
+		cl.send("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n" + framing + "\r\n\r\n")
+		cl.answer("HEAD") // the 100: the request has begun
+		rg.narrow(t, time.Millisecond)
+		cl.send(text[0])
+		time.Sleep(20 * time.Millisecond) // longer than body_timeout is now
+		cl.send(text[1])
+		if got := cl.answer("POST"); !strings.HasPrefix(got, "HTTP/1.1 200 ") || len(up.recorded()) != 1 {
+			t.Errorf("%s: got %q, want 200", framing, got)
+		}
+		rg.narrow(t, time.Minute)
+		cl.send("POST / HTTP/1.1\r\nHost: a\r\n" + framing + "\r\n\r\n" + text[0] + text[1])
+		if got := cl.answer("POST"); !strings.HasPrefix(got, "HTTP/1.1 413 ") {
+			t.Errorf("%s: got %q for the next request, want 413", framing, got)
+		}
+	}
+}
+
+func TestLimitsOfRunningUploadsOfHTTP2Stay(t *testing.T) {
+	rg := newH2Rig(t, 10, always(okAnswer), nil)
+	cl := rg.dialH2(t)
+	half := bytes.Repeat([]byte("x"), 1500)
+	cl.post(1, "/", "expect", "100-continue")
+	if got := cl.status(); got != "100" {
+		t.Fatalf("got %s, want 100", got)
+	}
+	rg.narrow(t, time.Millisecond)
+	cl.must(cl.WriteData(1, false, half))
+	time.Sleep(20 * time.Millisecond) // longer than body_timeout is now
+	cl.must(cl.WriteData(1, true, half))
+	if got := cl.status(); got != "200" {
+		t.Errorf("got %s, want 200", got)
+	}
+	rg.narrow(t, time.Minute)
+	cl.post(3, "/")
+	cl.must(cl.WriteData(3, false, half))
+	if got := cl.status(); got != "413" {
+		t.Errorf("got %s for the next request, want 413", got)
+	}
+}
+
+// What waits for its next request is not held to limits of before.
+func TestLimitsOfIdleConnectionsFollow(t *testing.T) {
+	rg, _ := rawRig(t, 10, always(okAnswer), func(c *Config) { c.Limits.HeaderBytes, c.Limits.TargetBytes = 2000, 1000 })
+	cl := rg.dial(t)
+	cl.send(plainGet)
+	cl.answer("GET")
+	c := *rg.p.Rules().config
+	c.Limits.HeaderBytes = 8000
+	rg.commit(t, c)
+	cl.send("GET / HTTP/1.1\r\nHost: a\r\nX-Long: " + strings.Repeat("x", 4000) + "\r\n\r\n")
+	if got := cl.answer("GET"); !strings.HasPrefix(got, "HTTP/1.1 200 ") {
+		t.Errorf("got %q, want 200", got)
+	}
+}

@@ -127,8 +127,7 @@ func isShortage(err error) bool {
 
 // take serves a connection in a goroutine of its own, or refuses it.
 func (s *server) take(raw net.Conn) {
-	c := &clientConn{Conn: raw, socket: raw, server: s}
-	c.reader.conn = c
+	c := newClientConn(s, raw)
 	if !s.enter(c) {
 		s.dismiss(c)
 		return

@@ -18,6 +18,7 @@ type stream struct {
 	r       *http.Request
 	w       http.ResponseWriter
 	control *http.ResponseController
+	limits  *LimitsConfig // those in force when the request began
 
 	size   int64 // bytes of the body that came
 	waited time.Duration
@@ -32,9 +33,9 @@ type stream struct {
 
 // parse holds the client to what a head of HTTP/1.1 is held to. x/net has refused
 // pseudo fields that are amiss, fields of connections, and an :authority other than Host.
-func (s *stream) parse(r *request) error {
+func (s *stream) parse(r *request, l *LimitsConfig) error {
 	r.version, r.secure = 20, true
-	l := s.conn.server.limits()
+	s.limits = l
 	size, err := s.measure(l)
 	if err != nil {
 		return err
@@ -135,7 +136,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	if s.err != nil || len(p) == 0 {
 		return 0, s.err
 	}
-	limits, start := s.conn.server.limits(), time.Now()
+	limits, start := s.limits, time.Now()
 	if s.err = s.control.SetReadDeadline(start.Add(limits.BodyTimeout)); s.err != nil {
 		return 0, s.err
 	}
@@ -165,7 +166,7 @@ func (s *stream) proceed(time.Time) error { return nil }
 // What completes an answer is left to x/net to send when the handler returns, because
 // it then needs no frame of its own to end the stream; all else is out at once.
 func (s *stream) send(p []byte, head int, now time.Time) error {
-	err := s.control.SetWriteDeadline(now.Add(s.conn.server.limits().WriteTimeout))
+	err := s.control.SetWriteDeadline(now.Add(s.limits.WriteTimeout))
 	if err == nil && head > 0 {
 		s.sendHead(p[:head])
 		p = p[head:]
