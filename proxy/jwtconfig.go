@@ -115,6 +115,9 @@ func readKeys(file string) (*keyring, error) {
 		return nil, fmt.Errorf("can't be read: %w", err)
 	}
 	ring, err := parseKeys(data)
+	if err == nil {
+		err = ring.lack
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}

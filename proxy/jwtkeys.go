@@ -17,6 +17,7 @@ import (
 type keyring struct {
 	keys    []tokenKey
 	skipped int               // keys of the set that can't verify tokens
+	lack    error             // why there are no keys; nil where there are
 	sum     [sha256.Size]byte // of the text it was read from
 }
 
@@ -59,8 +60,11 @@ func (ring *keyring) candidates(kid, algorithm string) (fitting []*tokenKey, fau
 // maxKeys is how many keys a set may have.
 const maxKeys = 100
 
+// errNoSet says what a JSON Web Key Set is.
+var errNoSet = errors.New("holds no list of keys: it should look like {\"keys\":[{\"kty\":\"RSA\", ...}]}")
+
 // parseKeys reads a JSON Web Key Set. Keys that can't verify tokens are passed over
-// (RFC 7517 section 5); a set without any other is an error.
+// (RFC 7517 section 5).
 func parseKeys(data []byte) (*keyring, error) {
 	var set struct {
 		Keys []json.RawMessage `json:"keys"`
@@ -68,26 +72,28 @@ func parseKeys(data []byte) (*keyring, error) {
 	if err := json.Unmarshal(data, &set); err != nil {
 		return nil, fmt.Errorf("is no JSON Web Key Set: %w", err)
 	}
-	if len(set.Keys) > maxKeys {
+	switch {
+	case set.Keys == nil:
+		return nil, errNoSet
+	case len(set.Keys) > maxKeys:
 		return nil, fmt.Errorf("holds %d keys; there may be %d", len(set.Keys), maxKeys)
 	}
 	ring := &keyring{sum: sha256.Sum256(data)}
-	var last error
 	for _, raw := range set.Keys {
 		k, err := parseKey(raw)
 		if err != nil {
-			ring.skipped, last = ring.skipped+1, err
+			ring.skipped, ring.lack = ring.skipped+1, fmt.Errorf("holds no public key to verify tokens with: %w", err)
 			continue
 		}
 		ring.keys = append(ring.keys, k)
 	}
 	switch {
 	case len(ring.keys) > 0:
-		return ring, nil
-	case last != nil:
-		return nil, fmt.Errorf("holds no public key to verify tokens with: %w", last)
+		ring.lack = nil
+	case ring.lack == nil:
+		ring.lack = errors.New("holds no key")
 	}
-	return nil, errors.New("holds no key: it should look like {\"keys\":[{\"kty\":\"RSA\", ...}]}")
+	return ring, nil
 }
 
 // parseKey reads one key. Of a private key it is the public half; secrets, which

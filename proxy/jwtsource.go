@@ -168,8 +168,8 @@ func (s *keySource) tell(err error) {
 	}
 }
 
-// refresh fetches the set and puts it in force, if it is another one: the cache of
-// tokens goes by the keyring.
+// refresh fetches the set and puts it in force, if it is another one, without usable
+// keys too: the cache of tokens goes by the keyring.
 func (s *keySource) refresh(ctx context.Context) (err error) {
 	defer func() {
 		// Others wrote the set, and the parser: neither is to end the gateway.
@@ -189,6 +189,10 @@ func (s *keySource) refresh(ctx context.Context) (err error) {
 		return nil
 	}
 	s.ring.Store(ring)
+	if ring.lack != nil { // what an issuer withdraws is withdrawn
+		s.log.Error().Str("url", s.url).Err(ring.lack).Msg("proxy.jwt.jwks_url is answered with a set without usable keys: until there is one, every token is refused")
+		return nil
+	}
 	s.log.Info().Str("url", s.url).Int("keys", len(ring.keys)).Int("passed_over", ring.skipped).Msg("tokens are verified with the keys of proxy.jwt.jwks_url")
 	return nil
 }

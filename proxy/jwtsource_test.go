@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -166,9 +167,8 @@ func TestKeysStayInForceWhileTheIssuerFails(t *testing.T) {
 		{"garbage", text(garbage), "the answer is no JSON Web Key Set: "},
 		{"nothing", text(""), "the answer is no JSON Web Key Set: "},
 		{"HTML", text("<html>login</html>"), "the answer is no JSON Web Key Set: "},
-		{"an empty set", text(`{"keys":[]}`), "the answer holds no key: "},
-		{"no set", text(`{"issuer":"x"}`), "the answer holds no key: "},
-		{"secrets", text(`{"keys":[{"kty":"oct","k":"MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY"}]}`), "the answer holds no public key to verify tokens with: "},
+		{"no set", text(`{"issuer":"x"}`), "the answer holds no list of keys: "},
+		{"null", text(`{"keys":null}`), "the answer holds no list of keys: "},
 		{"too large", text(all + strings.Repeat(" ", maxKeySet)), "the answer is larger than 1048576 bytes"},
 		{"endless", func(w http.ResponseWriter, r *http.Request) {
 			for r.Context().Err() == nil {
@@ -203,6 +203,30 @@ func TestKeysStayInForceWhileTheIssuerFails(t *testing.T) {
 	}
 	if n := v.counted()["ok"]; n != 1 {
 		t.Errorf("the token was verified %d times: the same keys must not empty the cache", n)
+	}
+}
+
+// What an issuer withdraws is withdrawn, also if nothing usable is left.
+func TestKeysThatAreWithdrawnVerifyNothing(t *testing.T) {
+	for set, says := range map[string]string{
+		`{"keys":[]}`: "holds no key",
+		`{"keys":[{"kty":"oct","k":"MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY"}]}`: "holds no public key to verify tokens with: ",
+	} {
+		issuer := startKeyServer(t, text(everyKey(t)))
+		plan := quickPlan
+		plan.period = time.Millisecond
+		v, log := followed(t, issuer.URL, plan)
+		token := rsaToken(t, "RS256", "RS256")
+		eventually(t, "the keys are here", func() bool { return v.keys() > 0 })
+		want(t, "before", v.outcome(t, token), "ok ann")
+		issuer.serve(text(set))
+		eventually(t, "the keys are gone", func() bool { return v.keys() == 0 })
+		want(t, set, v.outcome(t, token), errUnknownKey.detail)
+		if told := log.String(); strings.Count(told, "every token is refused") != 1 || !strings.Contains(told, says) {
+			t.Errorf("%s: logged\n%s", set, told)
+		}
+		issuer.serve(text(everyKey(t)))
+		eventually(t, "they are back", func() bool { return v.outcome(t, token) == "ok ann" })
 	}
 }
 
@@ -317,8 +341,9 @@ func TestUnusableKeysArePassedOver(t *testing.T) {
 		if err != nil || len(ring.keys) != 1 || ring.keys[0].kid != "good" || ring.skipped != 1 {
 			t.Errorf("%s: got %+v, %v, want the good key alone", what, ring, err)
 		}
-		if _, err := parseKeys([]byte(jwksOf(t, key))); err == nil || !strings.HasPrefix(err.Error(), "holds no public key to verify tokens with: ") {
-			t.Errorf("%s alone: got %v", what, err)
+		ring, err = parseKeys([]byte(jwksOf(t, key)))
+		if err != nil || len(ring.keys) > 0 || !strings.HasPrefix(fmt.Sprint(ring.lack), "holds no public key to verify tokens with: ") {
+			t.Errorf("%s alone: got %+v, %v", what, ring, err)
 		}
 	}
 	if _, err := parseKeys([]byte(jwksOf(t, make([]map[string]any, maxKeys+1)...))); err == nil || err.Error() != "holds 101 keys; there may be 100" {
@@ -339,7 +364,7 @@ func FuzzKeySet(f *testing.F) {
 	f.Add([]byte(`{"keys":[{"kty":"oct","k":"AAAA"},null,1,[],{"use":"sig","x5c":["AA"],"x5u":"https://a/"}]}`))
 	f.Fuzz(func(t *testing.T, set []byte) {
 		ring, err := parseKeys(set)
-		if (err == nil) != (ring != nil) || err == nil && len(ring.keys) == 0 {
+		if (err == nil) != (ring != nil) || err == nil && (len(ring.keys) == 0) != (ring.lack != nil) {
 			t.Errorf("%q: got %+v, %v", set, ring, err)
 		}
 		if err != nil {
