@@ -241,7 +241,7 @@ func (q *question) addField(name, value string) {
 
 // asked is q as rules take it.
 func (q *question) asked() *proxy.Asked {
-	a := &proxy.Asked{Method: []byte(q.method), Target: []byte(q.target), Host: []byte(q.host), Peer: q.ip, Secure: q.secure}
+	a := &proxy.Asked{Method: []byte(q.method), Target: []byte(q.target), Host: []byte(q.host), Peer: q.ip, Secure: q.secure, Direct: true}
 	for _, h := range q.headers {
 		a.AddField([]byte(h[0]), []byte(h[1]))
 	}

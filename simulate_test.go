@@ -255,8 +255,8 @@ func TestSimulateSaysWhatIsWrong(t *testing.T) {
 		code int
 		want string
 	}{
-		{[]string{"-format", "iis"}, exitUsage, `-format: "iis" is none of auto, combined, json, caddy, envoy, r8limiter`},
-		{[]string{"-output", "pdf"}, exitUsage, `-output: "pdf" is none of text, json, html`},
+		{[]string{"-format", "iis"}, exitUsage, `-format "iis" is none of auto, combined, json, caddy, envoy, r8limiter`},
+		{[]string{"-output", "pdf"}, exitUsage, `-output "pdf" is none of text, json, html`},
 		{[]string{"-target", "all"}, exitUsage, `-target: "all" is no share`},
 		{[]string{"-fields", "x"}, exitUsage, `-fields: "x" is no pair`},
 		{[]string{"-top", "-1"}, exitUsage, "-top: -1 users"},

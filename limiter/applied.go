@@ -33,7 +33,7 @@ func (l *Limiter) Applied(req *Request) Applied {
 		rules, source = planned, FromPlan
 	}
 	if o := f.override(req.User, req.Resource); o != nil && o.verdict == askBuckets {
-		rules, source = o.rules, FromOverride
+		rules, source = o.of(req.Plan), FromOverride
 	}
 	_, known := n.config.Plans[string(req.Plan)]
 	a := Applied{Limits: slices.Clone(rules.limits), Source: source, PlanKnown: known, OnStoreError: rules.policy}

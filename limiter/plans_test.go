@@ -134,6 +134,9 @@ func TestOverrideGoesBeforeThePlanAndThePlanBeforePersistedLimits(t *testing.T) 
 		if diff := cmp.Diff(test.want, capacities(l.askPlan(t, test.plan, test.user, test.resource, 0))); diff != "" {
 			t.Errorf("%+v (-want +got):\n%s", test, diff)
 		}
+		if diff := cmp.Diff(test.want, l.applied(test.plan, test.user, test.resource)); diff != "" {
+			t.Errorf("explained: %+v (-want +got):\n%s", test, diff)
+		}
 	}
 	if d := l.askPlan(t, "gold", "vip", "read", 1); d.Override != Exempted || d.TokensLeft() != 10 {
 		t.Errorf("exempt: override %v with %v tokens, want the plan's 10", d.Override, d.TokensLeft())
@@ -143,12 +146,26 @@ func TestOverrideGoesBeforeThePlanAndThePlanBeforePersistedLimits(t *testing.T) 
 	}
 }
 
+// applied are the capacities that are explained to hold.
+func (l testedLimiter) applied(plan, user, resource string) (all []int64) {
+	for _, limit := range l.Applied(&Request{User: []byte(user), Resource: []byte(resource), Plan: []byte(plan)}).Limits {
+		all = append(all, limit.Capacity)
+	}
+	return all
+}
+
 func TestOverrideLeavesWhatThePlansUsersShare(t *testing.T) {
 	l := newTestedLimiter(t, `
 default: {capacity: 2, refill_rate: 1/h}
 resources: {read: {capacity: 3, refill_rate: 1/h}}
 plans: {gold: {read: {limits: [{name: own, capacity: 50, refill_rate: 1/h}, {name: everyone, per: resource, capacity: 4, refill_rate: 1/h}]}}}
 `)
+	check := func(plan string, d *Decision) {
+		t.Helper()
+		if diff := cmp.Diff(capacities(d), l.applied(plan, "vip", "read")); diff != "" {
+			t.Errorf("plan %q: -decides +explained:\n%s", plan, diff)
+		}
+	}
 	if err := l.SetOverride(t.Context(), Override{User: "vip", Resource: "read", Capacity: 30, RefillRate: rate("1/h")}, operator); err != nil {
 		t.Fatal(err)
 	}
@@ -156,11 +173,15 @@ plans: {gold: {read: {limits: [{name: own, capacity: 50, refill_rate: 1/h}, {nam
 		t.Fatalf("got %+v", d)
 	}
 	for i, want := range []bool{true, false} {
-		if d := l.askPlan(t, "gold", "vip", "read", 1); d.Allowed != want {
+		d := l.askPlan(t, "gold", "vip", "read", 1)
+		check("gold", d)
+		if d.Allowed != want {
 			t.Errorf("request %d of the user with an override: allowed %t, want %t, by %v", i, d.Allowed, want, capacities(d))
 		}
 	}
-	if d := l.askPlan(t, "", "vip", "read", 20); !d.Allowed {
+	d := l.askPlan(t, "", "vip", "read", 20)
+	check("", d)
+	if !d.Allowed {
 		t.Errorf("without the plan: denied by %v, though its limit is 30", capacities(d))
 	}
 }

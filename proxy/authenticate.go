@@ -80,11 +80,20 @@ func (c *Config) checkSources(t *Template) error {
 // request must show. It does so before any template is made: a template that is
 // tried earlier and has a value must not hide that they are wrong.
 func (rs *Rules) authenticate(r *request) error {
-	if v := rs.jwt; v != nil && (v.required || r.route.reads.token) {
-		if err := v.identify(r); err != nil {
-			return err
-		}
+	if err := rs.authenticateToken(r); err != nil {
+		return err
 	}
+	return rs.authenticateKey(r)
+}
+
+func (rs *Rules) authenticateToken(r *request) error {
+	if v := rs.jwt; v != nil && (v.required || r.route.reads.token) {
+		return v.identify(r)
+	}
+	return nil
+}
+
+func (rs *Rules) authenticateKey(r *request) error {
 	if k := rs.apiKeys; k != nil && (k.required || r.route.reads.key) {
 		return k.identify(r)
 	}

@@ -96,7 +96,7 @@ func (x *exchange) receive() error {
 	r.upgrade = upgradeOf(r)
 	r.client, r.trusted = clientAddress(r, x.rules.trusted)
 	x.name()
-	return x.checkBody()
+	return r.checkBody(&x.rules.client)
 }
 
 // name takes the client's X-Request-Id, or makes one.
@@ -119,19 +119,21 @@ var (
 	errUnreadable  = &refusal{fasthttp.StatusBadRequest, "the request can't be read"}
 )
 
-func (x *exchange) checkBody() error {
-	if limits := &x.rules.client; x.request.length > limits.BodyBytes {
-		return tooLargeBody(limits)
+// checkBody finds out whether there may be such a body, and whether the client waits
+// with it.
+func (r *request) checkBody(l *LimitsConfig) error {
+	if r.length > l.BodyBytes {
+		return tooLargeBody(l)
 	}
-	for i := range x.request.fields {
-		f := &x.request.fields[i]
+	for i := range r.fields {
+		f := &r.fields[i]
 		if !equalFold(f.name, "Expect") {
 			continue
 		}
 		if !equalFold(f.value, "100-continue") {
 			return errExpectation
 		}
-		x.request.expects = x.request.version == 11 && x.request.length != 0
+		r.expects = r.version == 11 && r.length != 0
 	}
 	return nil
 }

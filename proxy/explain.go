@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"errors"
 	"fmt"
 	"net/url"
 	"slices"
@@ -140,9 +139,9 @@ type Refused struct {
 // Explain judges a request and says why. It is far slower than Judge, which it asks.
 func (rs *Rules) Explain(a *Asked) *Explanation {
 	e := &Explanation{Method: string(a.Method), Host: string(a.Host), Routes: []RouteTrace{}}
-	j := &e.Judgement
+	j, r := &e.Judgement, &a.request
+	r.unseen = true
 	rs.Judge(a, j)
-	r := &a.request
 	if e.Path = string(r.path); e.Path == "" { // it was not even read
 		e.Path, _, _ = strings.Cut(string(a.Target), "?")
 	}
@@ -165,7 +164,7 @@ func (rs *Rules) Explain(a *Asked) *Explanation {
 	e.Preflight = r.isPreflight()
 	e.Upstream = rs.traceUpstream(r.route)
 	if j.Charged {
-		e.traceAsked(rs, r)
+		e.traceAsked(rs, a)
 	}
 	return e
 }
@@ -227,10 +226,11 @@ func (rs *Rules) traceUpstream(rt *route) *UpstreamTrace {
 
 // traceAsked adds what the limiter is asked. Where a template is at fault, what was
 // found before it stays.
-func (e *Explanation) traceAsked(rs *Rules, r *request) {
-	rt, ask := r.route, &e.Judgement.Ask
-	if _, isAuth := errors.AsType[*authFault](e.Judgement.Refused); isAuth && r.token == nil {
-		return // not even authenticated
+func (e *Explanation) traceAsked(rs *Rules, a *Asked) {
+	r, ask := &a.request, &e.Judgement.Ask
+	rt := r.route
+	if !a.authenticated {
+		return
 	}
 	found := true
 	derive := func(templates []Template, key, value string) *Derivation {

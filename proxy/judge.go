@@ -23,10 +23,18 @@ type Asked struct {
 	Believed bool
 	// Secure says that the request came over TLS.
 	Secure bool
+	// Direct says that it comes to the proxy listener itself: then it is also held to
+	// what that bounds, the size of heads and bodies, and to how it frames them.
+	Direct bool
+	// ExcuseToken and ExcuseKey say that a token or an API key is not missed. What they
+	// would say is empty.
+	ExcuseToken, ExcuseKey bool
 
-	request request
-	ids     []byte
-	claims  []givenClaim
+	request       request
+	ids           []byte
+	claims        []givenClaim
+	hosted        bool // Host is among the fields
+	authenticated bool // nothing is wrong with the credentials
 }
 
 // givenClaim is what a token would say.
@@ -38,8 +46,15 @@ func (a *Asked) Reset() {
 	*a = Asked{request: a.request, ids: a.ids, claims: a.claims[:0]}
 }
 
-// AddField adds a header field, which is read until Reset. Host is not one of them.
+// AddField adds a header field, which is read until Reset. One called Host stands for
+// Host, where that is empty.
 func (a *Asked) AddField(name, value []byte) {
+	if equalFold(name, "Host") {
+		if len(a.Host) == 0 {
+			a.Host = value
+		}
+		return
+	}
 	a.request.fields = append(a.request.fields, field{name, value})
 }
 
@@ -73,6 +88,9 @@ type Judgement struct {
 	Status  int
 	// Challenge is the value of the answer's WWW-Authenticate; "" for none.
 	Challenge string
+	// LacksToken says that Refused is for want of a token, or of keys to verify one, or
+	// for one that has expired; LacksKey that it is for want of an API key.
+	LacksToken, LacksKey bool
 	// Index and Route are those of the route that matched; -1 and "" for none.
 	Index int
 	Route string
@@ -94,6 +112,8 @@ func (rs *Rules) Judge(a *Asked, j *Judgement) {
 		j.Refused, j.Status = err, statusOf(err)
 		if f, ok := errors.AsType[*authFault](err); ok {
 			j.Challenge = f.challenge
+			j.LacksToken = f == errNoToken || f == errExpired || f == errNoKeys
+			j.LacksKey = rs.apiKeys != nil && f == rs.apiKeys.missing
 		}
 	}
 }
@@ -122,21 +142,37 @@ func (rs *Rules) judge(a *Asked, j *Judgement) error {
 		return nil
 	}
 	j.Charged, j.Ask.Limits = true, rs.limits
-	if len(a.claims) > 0 {
-		r.token = rs.jwt.claimed(a.claims)
-	} else if err := rs.authenticate(r); err != nil {
+	if err := rs.authenticateAsked(a); err != nil {
 		return err
 	}
+	a.authenticated = true
 	a.ids, err = r.identify(a.ids[:0], &j.Ask)
 	return err
+}
+
+// authenticateAsked is authenticate, save for what a says of the credentials itself.
+func (rs *Rules) authenticateAsked(a *Asked) error {
+	r := &a.request
+	if len(a.claims) > 0 || a.ExcuseToken {
+		r.token = rs.jwt.claimed(a.claims)
+	} else if err := rs.authenticateToken(r); err != nil {
+		return err
+	}
+	if a.ExcuseKey {
+		return nil
+	}
+	return rs.authenticateKey(r)
 }
 
 // read holds a to what the head of a request is held to, as far as it has one.
 func (rs *Rules) read(a *Asked) error {
 	r := &a.request
 	r.scratch, r.version, r.secure = r.scratch[:0], 11, a.Secure
-	if len(a.Host) == 0 {
+	switch {
+	case len(a.Host) == 0:
 		r.version = 10
+	case !a.hosted:
+		r.fields, a.hosted = append(r.fields, field{hostName, a.Host}), true
 	}
 	r.method, r.hostport = a.Method, a.Host
 	switch {
@@ -148,6 +184,11 @@ func (rs *Rules) read(a *Asked) error {
 	for i := range r.fields {
 		if f := &r.fields[i]; !isToken(f.name) || !isFieldValue(f.value) {
 			return badRequest("a header field has no proper name, or holds control characters")
+		}
+	}
+	if a.Direct {
+		if err := r.checkDirect(a.Target, &rs.client); err != nil {
+			return err
 		}
 	}
 	if err := r.parseTarget(a.Target); err != nil {
@@ -163,6 +204,27 @@ func (rs *Rules) read(a *Asked) error {
 	}
 	r.client, r.trusted = clientAddress(r, rs.trusted)
 	return nil
+}
+
+// checkDirect holds r to what the proxy listener bounds, and its framing.
+func (r *request) checkDirect(target []byte, l *LimitsConfig) error {
+	size := len(r.method) + len(target) + len("  HTTP/1.1\r\n\r\n")
+	for i := range r.fields {
+		size += len(r.fields[i].name) + len(": \r\n") + len(r.fields[i].value)
+	}
+	switch {
+	case size > l.HeaderBytes:
+		return tooLargeHead(l)
+	case len(r.fields) > l.HeaderFields:
+		return tooManyFields(l)
+	}
+	if err := r.parseFraming(); err != nil {
+		return err
+	}
+	if len(target) > l.TargetBytes {
+		return tooLongTarget(l)
+	}
+	return r.checkBody(l)
 }
 
 // statusOf is the status of the answer to a request that was refused for err.

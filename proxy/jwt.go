@@ -215,7 +215,11 @@ func (v *jwtVerifier) identify(r *request) error {
 	case !given:
 		return nil
 	}
-	verified, fault := v.verify(token)
+	verify := v.verify
+	if r.unseen {
+		verify = v.inspect
+	}
+	verified, fault := verify(token)
 	if fault != nil {
 		return fault
 	}
@@ -238,7 +242,10 @@ func (v *jwtVerifier) verify(token []byte) (*verifiedToken, *authFault) {
 		v.metrics.hits.Inc()
 		return t, nil
 	}
-	claims, fault := v.parse(string(token), ring)
+	claims, fault, stale := v.parse(string(token), ring)
+	if stale && v.source != nil {
+		v.source.wakeUp()
+	}
 	if fault != nil {
 		return nil, v.metrics.count(fault)
 	}
@@ -250,21 +257,35 @@ func (v *jwtVerifier) verify(token []byte) (*verifiedToken, *authFault) {
 	return t, nil
 }
 
-// parse verifies a token with the keys of ring.
-func (v *jwtVerifier) parse(token string, ring *keyring) (tokenClaims, *authFault) {
+// inspect is verify that leaves no trace: nothing is counted, kept or fetched.
+func (v *jwtVerifier) inspect(token []byte) (*verifiedToken, *authFault) {
+	ring := v.ring.Load()
+	switch {
+	case ring == nil:
+		return nil, errNoKeys
+	case len(token) > maxToken:
+		return nil, errLongToken
+	}
+	claims, fault, _ := v.parse(string(token), ring)
+	if fault != nil {
+		return nil, fault
+	}
+	return &verifiedToken{ring: ring, values: v.read(claims)}, nil
+}
+
+// parse verifies a token with the keys of ring; stale says that it may be signed with
+// a key that has come since.
+func (v *jwtVerifier) parse(token string, ring *keyring) (_ tokenClaims, _ *authFault, stale bool) {
 	claims, named := tokenClaims{}, false
 	_, err := v.parser.ParseWithClaims(token, &claims, func(t *jwt.Token) (keys any, err error) {
 		keys, named, err = v.keysFor(t, ring)
 		return keys, err
 	})
 	if err == nil {
-		return claims, nil
+		return claims, nil, false
 	}
 	fault := toldOf(err)
-	if v.source != nil && (fault == errUnknownKey || fault == errSignature && !named) {
-		v.source.wakeUp()
-	}
-	return nil, fault
+	return nil, fault, fault == errUnknownKey || fault == errSignature && !named
 }
 
 // keysFor are the keys that may have signed the token; named says that it names

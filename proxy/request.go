@@ -71,6 +71,7 @@ type request struct {
 	client  netip.Addr
 	trusted bool // the peer's X-Forwarded-* are believed
 	prefix6 int
+	unseen  bool           // it is asked about: nothing is counted for it
 	token   *verifiedToken // what the client's token says; nil: it showed none, or nobody reads it
 	key     *apiKey        // whose API key it showed; nil as for token
 

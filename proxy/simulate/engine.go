@@ -2,13 +2,9 @@ package simulate
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"net/http"
-	"slices"
-	"strings"
 
 	"github.com/r8limiter/r8limiter/limiter"
 	"github.com/r8limiter/r8limiter/proxy"
@@ -215,8 +211,9 @@ func (e *engine) judge(s *source) {
 	if len(l.login) > 0 {
 		e.addLogin(l)
 	}
-	if e.rules.Judge(a, j); j.Refused != nil && e.lacksCredentials(l, j) {
-		a.SetClaim("", nil) // as if by a token that says nothing
+	a.Direct = true
+	e.rules.Judge(a, j)
+	for e.excuses() {
 		e.rules.Judge(a, j)
 	}
 	if all := e.standsFor(s); j.Charged && all != nil {
@@ -224,14 +221,20 @@ func (e *engine) judge(s *source) {
 	}
 }
 
-// lacksCredentials says whether a request was refused for want of what no log has, or
-// what has expired since. It is taken as good. An unknown API key stays one.
-func (e *engine) lacksCredentials(l *line, j *proxy.Judgement) bool {
-	if !strings.HasPrefix(j.Challenge, "ApiKey") {
-		return j.Status == http.StatusUnauthorized || j.Status == http.StatusServiceUnavailable
+// excuses lets pass for want of what a request was refused that no log has, or what has
+// expired since; false where it was refused for something else. An API key that is
+// there and unknown stays so.
+func (e *engine) excuses() bool {
+	a, j := &e.asked, &e.judged
+	switch {
+	case j.LacksToken && !a.ExcuseToken:
+		a.ExcuseToken = true
+	case j.LacksKey && !a.ExcuseKey:
+		a.ExcuseKey = true
+	default:
+		return false
 	}
-	key := cmp.Or(e.o.Proxy.APIKeys.Header, "X-Api-Key")
-	return !slices.ContainsFunc(l.fields, func(f named) bool { return strings.EqualFold(string(f.name), key) })
+	return true
 }
 
 // host is the Host field: the log's, else the authority that the target names, else what

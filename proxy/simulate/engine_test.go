@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/golang-jwt/jwt/v5"
+
 	"github.com/r8limiter/r8limiter/limiter"
 	"github.com/r8limiter/r8limiter/proxy"
 )
@@ -374,9 +376,13 @@ func TestCredentialsThatLogsLackAreTakenAsGood(t *testing.T) {
 		t.Fatal(err)
 	}
 	const line = `{"time":1,"method":"GET","uri":"/","client_ip":"10.0.0.1"`
-	lines := logFile(t, line+`}`, line+`,"sub":"ann"}`, line+`,"auth":"Bearer gone.by.now"}`)
+	expired, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{"sub": "bob", "exp": 1}).SignedString([]byte(o.Proxy.JWT.Secret))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := logFile(t, line+`}`, line+`,"sub":"ann"}`, line+`,"auth":"Bearer `+expired+`"}`, line+`,"auth":"Bearer a.forged.one"}`)
 	o.Files = []string{lines}
-	wantDecisions(t, o, "1 allow all 10.0.0.1 all all\n2 allow all ann all all\n3 allow all 10.0.0.1 all all\n")
+	wantDecisions(t, o, "1 allow all 10.0.0.1 all all\n2 allow all ann all all\n3 allow all 10.0.0.1 all all\n4 refuse all 401\n")
 
 	o = options(t)
 	o.Proxy.Routes = []proxy.RouteConfig{{Name: "all", UserID: []proxy.Template{tmpl(t, "{api_key.user_id}"), tmpl(t, "{client_ip}")}}}
@@ -386,6 +392,15 @@ func TestCredentialsThatLogsLackAreTakenAsGood(t *testing.T) {
 	}
 	o.Files = []string{logFile(t, line+`}`, line+`,"key":"known"}`, line+`,"key":"unknown"}`)}
 	wantDecisions(t, o, "1 allow all 10.0.0.1 all all\n2 allow all ann all all\n3 refuse all 401\n")
+
+	// What a token says leaves the key what it is, and both may be missing.
+	o.Proxy.JWT = &proxy.JWTConfig{Secret: strings.Repeat("s", 32), Required: true}
+	o.Proxy.Routes[0].UserID = []proxy.Template{tmpl(t, "{jwt.sub}-{api_key.user_id}"), tmpl(t, "{client_ip}")}
+	if o.Fields, err = ParseFields("header.X-Api-Key=key,jwt.sub=sub"); err != nil {
+		t.Fatal(err)
+	}
+	o.Files = []string{logFile(t, line+`}`, line+`,"sub":"bob","key":"known"}`, line+`,"sub":"bob","key":"unknown"}`)}
+	wantDecisions(t, o, "1 allow all 10.0.0.1 all all\n2 allow all bob-ann all all\n3 refuse all 401\n")
 }
 
 // gzipped is data as gzip has it, in two members as rotation with append makes it.
@@ -433,7 +448,7 @@ func TestLongLinesAreReadUpToABound(t *testing.T) {
 	o.Files = []string{logFile(t,
 		at(0, 1, request(100<<10)), at(0, 1, request(2<<20)), at(0, 2, request(sourceBuffer)), at(0, 3, request(maxLine)), at(0, 4, request(1)))}
 	got, _ := decided(t, o)
-	if want := "1 allow whose 10.0.0.1 whose whose\n2 unreadable\n3 allow whose 10.0.0.2 whose whose\n4 unreadable\n5 allow whose 10.0.0.4 whose whose\n"; got != want {
+	if want := "1 refuse 431\n2 unreadable\n3 refuse 431\n4 unreadable\n5 allow whose 10.0.0.4 whose whose\n"; got != want {
 		t.Errorf("got %s", got)
 	}
 }
