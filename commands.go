@@ -56,6 +56,7 @@ func (p *program) verbs() []verb {
 			flags: h.addFlags,
 			run:   func([]string) int { return p.health(h, p.configFile(h.config)) }, bare: true,
 		},
+		{name: "schema", about: "print the JSON Schema of configuration files, for editors and CI", run: func([]string) int { return p.schema() }, bare: true},
 		{name: "version", about: "print the version", run: func([]string) int { return p.version() }, bare: true},
 	}
 }

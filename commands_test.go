@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"strings"
 	"testing"
 )
@@ -70,5 +71,12 @@ func TestHelpIsOfTheCommand(t *testing.T) {
 func TestVersionIsPrinted(t *testing.T) {
 	if code, stdout, _ := command("version"); code != exitFine || !strings.HasPrefix(stdout, "r8limiter ") {
 		t.Errorf("version: got %d %q", code, stdout)
+	}
+}
+
+func TestSchemaIsPrinted(t *testing.T) {
+	want, err := os.ReadFile("deploy/schema/config.schema.json")
+	if code, stdout, stderr := command("schema"); err != nil || code != exitFine || stdout != string(want) || stderr != "" {
+		t.Errorf("got %d, %d bytes, %q, %v, want %d", code, len(stdout), stderr, err, len(want))
 	}
 }

@@ -23,6 +23,7 @@ for platform in linux/amd64 linux/arm64 darwin/arm64; do
   CGO_ENABLED=0 GOOS=${platform%/*} GOARCH=${platform#*/} \
     go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$version" -o "$work/$name/r8limiter" .
   install -m 644 LICENSE README.md config.example.yaml "$work/$name/"
+  install -D -m 644 {.,"$work/$name"}/deploy/schema/config.schema.json
   case $platform in linux/*) install -m 644 deploy/systemd/r8limiter*.s* "$work/$name/" ;; esac
   # No names, times or order of this machine; gzip -n keeps its own out too.
   tar -C "$work" --sort=name --mtime="$when" --owner=0 --group=0 --numeric-owner -c "$name" |
