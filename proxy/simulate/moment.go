@@ -16,13 +16,13 @@ type moments struct {
 // read reads a time as logs write it, in microseconds since 1970:
 // 02/Jan/2006:15:04:05 -0700, RFC 3339 with its relatives (a space for T, slashes
 // for dashes, no colon in the offset, none at all for UTC), or a number, see
-// unixMicros. Nothing is older than that.
+// unixMicros. Nothing is older than that, or younger than the year 9999.
 func (m *moments) read(text []byte) (int64, bool) {
 	if m.n > 0 && string(text) == string(m.text[:m.n]) {
 		return m.at, true
 	}
 	at, ok := parseMoment(text)
-	ok = ok && at >= 0
+	ok = ok && at >= 0 && at <= lastMoment
 	if ok && len(text) <= len(m.text) {
 		m.at, m.n = at, copy(m.text[:], text)
 	}
@@ -43,6 +43,8 @@ const (
 	second    = 1_000_000 // in microseconds
 	firstYear = 1970
 	lastYear  = 9999
+	// lastMoment is the end of lastYear in UTC: RFC 3339, and so a report, knows no later.
+	lastMoment = 253_402_300_800*second - 1
 )
 
 // parseCommon reads 02/Jan/2006:15:04:05 -0700, whose length the caller has checked.
@@ -127,19 +129,18 @@ func unixMicros(t []byte) (int64, bool) {
 	for whole < len(t) && isDigit(t[whole]) {
 		whole++
 	}
-	if whole == 0 || whole > 18 {
+	if whole == 0 || whole > 20 {
 		return 0, false
 	}
-	n, _ := digits(t[:whole])
-	if whole < len(t) && t[whole] != '.' {
+	fraction := t[min(whole+1, len(t)):]
+	if whole < len(t) && t[whole] != '.' || !areDigits(fraction) {
 		return unixFloat(t)
 	}
-	fraction := t[min(whole+1, len(t)):]
-	for _, c := range fraction {
-		if !isDigit(c) {
-			return unixFloat(t)
-		}
+	if whole > 18 { // more than digits reads
+		n, _ := digits(t[:whole-3])
+		return n, t[0] != '0'
 	}
+	n, _ := digits(t[:whole])
 	switch {
 	case n < 1e11:
 		return n*second + micros(fraction), true
@@ -151,13 +152,20 @@ func unixMicros(t []byte) (int64, bool) {
 	return n / 1000, true
 }
 
-// unixFloat reads a number of seconds with an exponent, as some encoders write it.
+// unixFloat reads such a number with an exponent, as some encoders write it.
 func unixFloat(t []byte) (int64, bool) {
 	f, err := strconv.ParseFloat(string(t), 64)
-	if err != nil || !(f >= 0 && f < 1e11) {
+	switch {
+	case err != nil || !(f >= 0 && f < 1e20):
 		return 0, false
+	case f < 1e11:
+		f *= second
+	case f < 1e14:
+		f *= 1000
+	case f >= 1e17:
+		f /= 1000
 	}
-	return int64(math.Round(f * second)), true
+	return int64(math.Round(f)), true
 }
 
 // micros reads the decimals of a second, cut off behind the sixth.
@@ -182,6 +190,16 @@ func digits(t []byte) (int64, bool) {
 		n = n*10 + int64(c-'0')
 	}
 	return n, len(t) > 0
+}
+
+// areDigits says whether there is nothing but digits, or nothing at all.
+func areDigits(t []byte) bool {
+	for _, c := range t {
+		if !isDigit(c) {
+			return false
+		}
+	}
+	return true
 }
 
 func isDigit(c byte) bool { return c >= '0' && c <= '9' }
