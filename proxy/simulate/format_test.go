@@ -154,7 +154,10 @@ func TestEnvoyLinesAreRead(t *testing.T) {
 			is + `2001:db8::2 GET target="/p" host="a"`},
 		{`{"start_time":"2026-11-26T10:00:01.250Z","method":"GET","path":"/p","x_forwarded_for":"203.0.113.9","downstream_direct_remote_address":"10.0.0.2:99"}`,
 			is + `10.0.0.2 GET target="/p" X-Forwarded-For="203.0.113.9"`},
-		{`{"start_time":"2026-11-26T10:00:01.250Z","method":null,"path":null,"downstream_remote_address":"here"}`, "error: " + errEnvoyJSONClient.Error()},
+		{`{"start_time":"2026-11-26T10:00:01.250Z","method":null,"path":null,"response_code":0,"downstream_remote_address":"here"}`, "error: " + errEnvoyJSONClient.Error()},
+		{`{"start_time":"2026-11-26T10:00:01.250Z","method":null,"path":null,"response_code":400,"downstream_remote_address":"10.0.0.1:9"}`, is + `10.0.0.1 `},
+		{`{"start_time":"2026-11-26T10:00:01.250Z","method":"GET","path":"/p","client_ip":"10.0.0.1"}`, "error: " + errEnvoyJSONNames.Error()},
+		{`{"start_time":"2026-11-26T10:00:01.250Z","authority":"a","method":"GET","path":"-"}`, "error: " + errEnvoyJSONNames.Error()},
 		{`{"start_time":"now"}`, "error: " + errEnvoyJSONTime.Error()},
 		{`[]`, "error: " + errNoJSON.Error()},
 	})
@@ -207,6 +210,12 @@ func TestJSONIsReadByTheUsualNames(t *testing.T) {
 			`2026-11-26T09:00:01Z 10.0.0.1 GET target="/a?b" host="h"`},
 		{`{"msec":"1764151201.524","request":"GET /a HTTP/1.1","remote_addr":"unix:"}`, `2025-11-26T10:00:01.524Z invalid IP GET target="/a"`},
 		{`{"ts":1764151201524,"request":""}`, `2025-11-26T10:00:01.524Z invalid IP `},
+		{`{"ts":1764151201524,"request":"-","method":"-"}`, `2025-11-26T10:00:01.524Z invalid IP `},
+		{`{"ts":1764151201524,"request_method":"","uri":""}`, `2025-11-26T10:00:01.524Z invalid IP `},
+		{`{"time":"","ts":"-","timestamp":"2026-11-26T10:00:01Z","method":"","http_method":"GET","request_uri":"","uri":"-","path":"/a","host":"-","authority":"h","client_ip":"-","remote_addr":"","client":"10.0.0.1","scheme":"-"}`,
+			`2026-11-26T10:00:01Z 10.0.0.1 GET target="/a" host="h"`},
+		{`{"time":"2026-11-26T10:00:01Z","method":"GET","uri":"/a","host":"-","client_ip":"-","remote_addr":"-"}`, `2026-11-26T10:00:01Z invalid IP GET target="/a"`},
+		{`{"time":"2026-11-26T10:00:01Z","method":"","uri":"/a"}`, `error: there is neither a method at method, request_method, http_method and a uri at request_uri, uri, path, url, nor a request at request`},
 		{`{"time":"2026-11-26T10:00:01Z","method":"GET","uri":"/a","client_ip":"me"}`, `error: the client at client_ip, remote_addr, remote_ip, client, ip is no IP address`},
 		{`{"method":"GET","uri":"/a"}`, `error: there is no time at time, ts, timestamp, @timestamp, time_iso8601, msec, time_local, start_time`},
 		{`{"time":"2026-11-26T10:00:01Z"}`, `error: there is neither a method at method, request_method, http_method and a uri at request_uri, uri, path, url, nor a request at request`},
@@ -221,9 +230,24 @@ func TestJSONIsReadByAMap(t *testing.T) {
 	check(t, parse, []reading{
 		{`{"t":{"at":1.5},"req":{"method":"GET","uri":"/","host":"h","headers":{"x_user":"ann"},"accept":["a",7]},"peer":"::1","sub":"s","who":"w","res":"r","plan":"p","cost.units":4}`,
 			`1970-01-01T00:00:01.5Z ::1 GET target="/" host="h" user="w" resource="r" plan="p" cost=4 X-User-Id="ann" Accept="a" Accept="7" jwt.sub="s"`},
+		{`{"t":{"at":1.5},"req":{"method":"GET","uri":"/","headers":{"x_user":"-"}},"sub":"-","who":"-","res":"","plan":"-","cost.units":"-"}`,
+			`1970-01-01T00:00:01.5Z invalid IP GET target="/"`},
 		{`{"t":{"at":1.5},"req":{"method":"GET","uri":"/"},"cost.units":"many"}`, "error: " + errCost.Error()},
 		{`{"t":1.5,"req":{"method":"GET","uri":"/"}}`, "error: there is no time at t.at"},
 	})
+}
+
+func TestCostsAreWholeNumbersHoweverTheyAreWritten(t *testing.T) {
+	parse := jsonReader(t, "cost=cost")
+	for text, want := range map[string]string{
+		"0": "cost=0", "2": "cost=2", "2.0": "cost=2", `"2.000"`: "cost=2", "2e0": "cost=2", "1E3": "cost=1000", "1e9": "cost=1000000000", "1000000000.0": "cost=1000000000",
+		"2.5": "", "-1": "", "-1.0": "", "1000000001": "", "1e10": "", "1e400": "", "18446744073709551618": "", `"0x1p4"`: "", `"Inf"`: "", `"NaN"`: "", `"2 "`: "",
+	} {
+		got := read(parse, `{"time":1,"method":"GET","uri":"/","cost":`+text+`}`)
+		if want == "" && got != "error: "+errCost.Error() || want != "" && !strings.HasSuffix(got, " "+want) {
+			t.Errorf("%s: got %s, want %q", text, got, want)
+		}
+	}
 }
 
 func TestMapsThatMeanNothingAreRefused(t *testing.T) {
@@ -253,6 +277,8 @@ func TestFormatIsFoundByTheFirstLines(t *testing.T) {
 		{auto, `{"message":"serving","time":"2026-11-26T10:00:01Z"}` + "\n" +
 			`{"listener":"proxy","method":"GET","path":"/","client_ip":"10.0.0.1","status":200,"time":"2026-11-26T10:00:01Z"}`, ownFormat},
 		{auto, `{"time":1,"method":"GET","uri":"/"}`, "json"},
+		{auto, `{"start_time":"2026-11-26T10:00:01Z","method":"GET","path":"/","client_ip":"10.0.0.1"}`, "json"},
+		{auto, `{"start_time":"2026-11-26T10:00:01Z","request":"GET / HTTP/1.1","client_ip":"10.0.0.1"}`, "json"},
 		{"json", `whatever`, "json"},
 		{"combined", `{"time":1}`, "combined"},
 	} {

@@ -4,9 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
+	"strconv"
 	"strings"
 
 	"github.com/valyala/fastjson"
+
+	"github.com/r8limiter/r8limiter/limiter"
 )
 
 // The JSON formats. What the parsers return lies in the memory of the fastjson.Parser,
@@ -21,10 +25,11 @@ var (
 	errCaddyTime       = errors.New("ts is no time")
 	errCaddyClient     = errors.New("request.client_ip and request.remote_ip are no IP addresses")
 	errEnvoyJSONTime   = errors.New("start_time is no time")
+	errEnvoyJSONNames  = errors.New("there is neither a response_code, nor a method and a path beside another of Envoy's names")
 	errEnvoyJSONClient = errors.New("downstream_remote_address and the last hop of x_forwarded_for are no IP addresses")
 	errOwnTime         = errors.New("time is no time")
 	errOwnClient       = errors.New("client_ip is no IP address")
-	errCost            = errors.New("the cost is no integer from 0 to 1000000000")
+	errCost            = errors.New("the cost is no whole number from 0 to 1000000000")
 )
 
 // object parses JSON objects.
@@ -61,17 +66,24 @@ func (o *object) text(v *fastjson.Value) []byte {
 // first is the text at the first of the names that has one.
 func (o *object) first(v *fastjson.Value, names ...string) []byte {
 	for _, name := range names {
-		if text := o.text(v.Get(name)); len(text) > 0 && !isDash(text) {
+		if text := o.text(v.Get(name)); !isNone(text) {
 			return text
 		}
 	}
 	return nil
 }
 
-// setCost reads what a log has as the cost.
+// setCost reads what a log has as the cost. Some encoders write 2 as 2.0 or 2e0.
 func (l *line) setCost(text []byte) error {
 	n, ok := digits(text)
-	if !ok || len(text) > 10 || n > 1_000_000_000 {
+	switch {
+	case ok && len(text) > 18: // more than digits reads
+		return errCost
+	case !ok && len(bytes.Trim(text, "0123456789.eE+-")) == 0:
+		f, err := strconv.ParseFloat(string(text), 64)
+		n, ok = int64(f), err == nil && f == math.Trunc(f) && math.Abs(f) <= limiter.MaxCost
+	}
+	if !ok || n < 0 || n > limiter.MaxCost {
 		return errCost
 	}
 	l.cost = n
@@ -105,7 +117,7 @@ func (m *mappedJSON) parse(raw []byte, l *line) error {
 	}
 	for i := range m.fields.claims {
 		f := &m.fields.claims[i]
-		if text := m.text(v.Get(f.path...)); len(text) > 0 {
+		if text := m.text(v.Get(f.path...)); !isNone(text) {
 			l.claims = append(l.claims, named{f.bytes, text})
 		}
 	}
@@ -116,7 +128,8 @@ func (m *mappedJSON) parse(raw []byte, l *line) error {
 	return nil
 }
 
-// setRequest reads the method and target, apart or as one line.
+// setRequest reads the method and target, apart or as one line. Where they are there,
+// but empty, what came was no request.
 func (m *mappedJSON) setRequest(v *fastjson.Value, l *line) error {
 	l.host = m.find(v, "host")
 	l.secure = string(m.find(v, "scheme")) == "https"
@@ -129,18 +142,32 @@ func (m *mappedJSON) setRequest(v *fastjson.Value, l *line) error {
 		l.setRequest(request)
 		return nil
 	}
+	if method == nil && uri == nil && m.isThere(v, "method") && m.isThere(v, "uri") || m.isThere(v, "request") {
+		return nil
+	}
 	return fmt.Errorf("there is neither a method at %s and a uri at %s, nor a request at %s",
 		m.fields.wanted("method"), m.fields.wanted("uri"), m.fields.wanted("request"))
 }
 
-// find is the text of what, which may be empty, or nil where the line has none.
+// find is the text of what; nil where the line has none, or the dash or the nothing that
+// logs write for none.
 func (m *mappedJSON) find(v *fastjson.Value, what string) []byte {
 	for _, path := range m.fields.paths[what] {
-		if text := m.text(v.Get(path...)); text != nil {
+		if text := m.text(v.Get(path...)); !isNone(text) {
 			return text
 		}
 	}
 	return nil
+}
+
+// isThere says whether a line has a place for what, be it empty.
+func (m *mappedJSON) isThere(v *fastjson.Value, what string) bool {
+	for _, path := range m.fields.paths[what] {
+		if m.text(v.Get(path...)) != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // addAll adds a header field that may be a list of values.
@@ -221,6 +248,9 @@ func (e *envoyJSON) parse(raw []byte, l *line) error {
 	l.method = e.first(v, "method", ":method")
 	l.target = e.first(v, "x-envoy-original-path", "x-envoy-origin-path", "path", ":path")
 	l.host = e.first(v, "authority", ":authority")
+	if !v.Exists("response_code") && (len(l.method) == 0 || len(l.target) == 0 || !hasEnvoyName(v)) {
+		return errEnvoyJSONNames
+	}
 	l.addField(nameUserAgent, e.first(v, "user_agent", "user-agent"))
 	l.addField(nameReferer, e.first(v, "referer"))
 	l.addField(nameRequestID, e.first(v, "request_id", "x-request-id"))
@@ -228,6 +258,18 @@ func (e *envoyJSON) parse(raw []byte, l *line) error {
 		return errEnvoyJSONClient
 	}
 	return nil
+}
+
+// hasEnvoyName says whether an object has a name by which it is told from others that
+// have a start_time, a method and a path.
+func hasEnvoyName(v *fastjson.Value) bool {
+	for _, name := range []string{":method", ":path", ":authority", "authority", "x_forwarded_for", "x-forwarded-for", "x-envoy-original-path",
+		"x-envoy-origin-path", "downstream_remote_address", "downstream_direct_remote_address", "response_flags", "upstream_host"} {
+		if v.Exists(name) {
+			return true
+		}
+	}
+	return false
 }
 
 // setClient takes who connected as the client: as it is logged, else the last hop of

@@ -77,12 +77,15 @@ func (l *line) setClient(text []byte) (ok bool) {
 
 // addField adds a header field, unless it is the dash that logs write for none.
 func (l *line) addField(name, value []byte) {
-	if len(value) > 0 && !isDash(value) {
+	if !isNone(value) {
 		l.fields = append(l.fields, named{name, value})
 	}
 }
 
 func isDash(value []byte) bool { return len(value) == 1 && value[0] == '-' }
+
+// isNone says whether a value is what logs write for none.
+func isNone(value []byte) bool { return len(value) == 0 || isDash(value) }
 
 // dashless is value, or nothing for a dash.
 func dashless(value []byte) []byte {
