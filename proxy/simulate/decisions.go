@@ -18,7 +18,7 @@ import (
 //	 "user_id":"ann","resource":"read","plan":"gold","cost":1,"limit":"burst","retry_after":0.2,"shadow_denied":"next"}
 //
 // decision is allow or deny by the limits, where waived says that a denial was none, as
-// the route or the user is in the shadow; pass for a bypass route or a preflight;
+// the route or the user is in the shadow; pass for a bypass route, a preflight or a replay;
 // refuse, with status and reason, for what the gateway would answer itself; unreadable
 // and skipped for lines that are no requests.
 type decisionWriter struct {
@@ -59,7 +59,7 @@ func (w *decisionWriter) fault() error {
 // unread writes the line about one that is no request.
 func (w *decisionWriter) unread(s *source, why error) {
 	e := w.log.Log().Str("file", s.name).Int64("line", s.number)
-	if why == errSkipped {
+	if isSkip(why) {
 		e.Str("decision", "skipped").Send()
 		return
 	}

@@ -54,7 +54,10 @@ type refusalKey struct {
 	reason string
 }
 
-var errNoHTTP = errors.New("the request line is not a method, a target and HTTP/x")
+var (
+	errNoHTTP   = errors.New("the request line is not a method, a target and HTTP/x")
+	errNotAsked = errors.New("/allow refused what it was asked")
+)
 
 // Bounds of what is kept of what logs can make up at will.
 const (
@@ -116,7 +119,7 @@ func (e *engine) unread(s *source, why error) {
 	if e.decisions != nil {
 		e.decisions.unread(s, why)
 	}
-	if why == errSkipped {
+	if isSkip(why) {
 		e.input.Skipped++
 		return
 	}
@@ -147,8 +150,7 @@ func (e *engine) take(s *source) error {
 	e.requests++
 	j := &e.judged
 	if l.direct {
-		*j = proxy.Judgement{Index: len(e.routes) - 1, Route: directRoute, Charged: true}
-		j.Ask = limiter.Request{User: l.user, Resource: l.resource, Cost: max(l.cost, 0)}
+		e.judgeDirect(l)
 	} else {
 		e.judge(s)
 	}
@@ -190,6 +192,17 @@ func (e *engine) refuse(j *proxy.Judgement) {
 		key.reason = "other reasons"
 	}
 	e.refusals[key]++
+}
+
+// judgeDirect says what /allow made of what it was asked. What it refused, or had said
+// before, is not charged.
+func (e *engine) judgeDirect(l *line) {
+	j := &e.judged
+	*j = proxy.Judgement{Index: len(e.routes) - 1, Route: directRoute, Charged: l.refused == 0 && !l.replayed}
+	j.Ask = limiter.Request{User: l.user, Resource: l.resource, Plan: l.plan, Cost: max(l.cost, 0)}
+	if l.refused > 0 {
+		j.Refused, j.Status = errNotAsked, l.refused
+	}
 }
 
 // judge asks the routes.

@@ -255,6 +255,8 @@ func TestWhatTheOwnLogLacksStandsAsItWasLogged(t *testing.T) {
 		strings.Replace(own(`"method":"POST","path":"/allow","user_id":"bob","resource":"search","cost":10`), "proxy", "control", 1),
 		strings.Replace(own(`"method":"POST","path":"/allow","user_id":"bob","resource":"search","cost":1`), "proxy", "control", 1),
 		`{"message":"serving"}`,
+		strings.Replace(own(`"endpoint":"/check","method":"GET","path":"/items/1","user_id":"cat","resource":"old"`), "proxy", "control", 1),
+		strings.Replace(own(`"request_id":"f","method":"GET","path":"/metrics"`), "proxy", "control", 1),
 	)}
 	wantDecisions(t, o, `
 		1 allow items ann read burst
@@ -265,7 +267,50 @@ func TestWhatTheOwnLogLacksStandsAsItWasLogged(t *testing.T) {
 		6 allow (/allow) bob search search
 		7 deny (/allow) bob search search 1
 		8 skipped
+		9 allow items cat read burst
+		10 skipped
 	`)
+}
+
+func TestWhatAllowDidNotChargeIsNotCharged(t *testing.T) {
+	o := options(t)
+	o.Limiter.Plans = map[string]map[string]limiter.ResourceConfig{"gold": {"search": {Capacity: 20, RefillRate: rate(t, "1/s")}}}
+	allow := func(rest string) string {
+		return `{"listener":"control","method":"POST","path":"/allow","client_ip":"10.0.0.1","time":"2026-11-26T10:00:01Z","user_id":"bob","resource":"search",` + rest + `}`
+	}
+	o.Files = []string{logFile(t,
+		allow(`"cost":10,"decision":"allow","status":200`),
+		allow(`"cost":10,"decision":"allow","replayed":true,"status":200`),
+		allow(`"cost":0,"decision":"error","status":400`),
+		allow(`"cost":4,"decision":"error","status":422`),
+		allow(`"cost":1,"decision":"error","status":503`),
+		allow(`"cost":10,"plan":"gold","decision":"allow","status":200`),
+	)}
+	r := wantDecisions(t, o, `
+		1 allow (/allow) bob search search
+		2 pass (/allow)
+		3 refuse (/allow) 400
+		4 refuse (/allow) 422
+		5 deny (/allow) bob search search 1
+		6 allow (/allow) bob search gold search
+	`)
+	if got, want := r.Total, (Outcome{Requests: 6, Charged: 3, Allowed: 2, Denied: 1, DeniedShare: 1.0 / 3, Passed: 1, Refused: 2}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+func TestOwnLogIsKnownByLinesThatAreSkipped(t *testing.T) {
+	o := options(t)
+	asked := `{"level":"info","request_id":"f0","listener":"control","method":"GET","path":"/check","status":200,"client_ip":"127.0.0.1","time":"2026-11-26T10:00:01Z"}`
+	var lines []string
+	for range 2 * sourceBuffer / len(asked) {
+		lines = append(lines, asked)
+	}
+	o.Files = []string{logFile(t, append(lines, strings.ReplaceAll(strings.Replace(asked, "control", "proxy", 1), "/check", "/whose"))...)}
+	r, err := Run(context.Background(), o)
+	if err != nil || r.Input.Skipped != uint64(len(lines)) || r.Input.Requests != 1 || r.Total.Charged != 1 {
+		t.Errorf("got %+v, %v", r, err)
+	}
 }
 
 func TestLoggedUsersStandWhereJSONHasNoHeader(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 // FieldMap says where a line of JSON has what a request is made of. The zero value
 // knows the names that are usual; see usualFields.
 type FieldMap struct {
+	given   bool                  // something is not as usual
 	paths   map[string][][]string // by what is there; the first path that a line has counts
 	headers []mapped
 	claims  []mapped
@@ -49,6 +50,7 @@ func ParseFields(text string) (FieldMap, error) {
 	if text == "" {
 		return m, nil
 	}
+	m.given = true
 	given := map[string]bool{}
 	for _, pair := range splitEscaped(text, ',') {
 		what, path, ok := strings.Cut(pair, "=")

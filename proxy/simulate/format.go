@@ -2,7 +2,7 @@ package simulate
 
 import (
 	"bytes"
-	"fmt"
+	"errors"
 	"strings"
 )
 
@@ -39,8 +39,11 @@ var formats = []format{
 func hasAll(*FieldMap, string) bool { return true }
 
 // choose finds the format of a log of which sample is the beginning: that one of those
-// that go by the given name which can read a line of it.
+// that go by the given name which can read a line of it. A map that was given is of JSON.
 func choose(name string, sample []byte, m *FieldMap) (format, error) {
+	if name == auto && m.given {
+		name = "json"
+	}
 	var candidates []format
 	for _, f := range formats {
 		if kind, _, _ := strings.Cut(f.name, " "); name == auto || name == kind {
@@ -58,7 +61,7 @@ func choose(name string, sample []byte, m *FieldMap) (format, error) {
 			return f, nil
 		}
 	}
-	return format{}, fmt.Errorf("%s (say which format it is, with -format)", firstFault(sample, m))
+	return format{}, errors.New(firstFault(sample, m))
 }
 
 // canRead says whether a line of sample is in the format.
@@ -71,7 +74,7 @@ func (f *format) canRead(sample []byte, m *FieldMap) bool {
 			continue
 		}
 		l.reset()
-		if parse(raw, &l) == nil {
+		if err := parse(raw, &l); err == nil || err == errAside {
 			return true
 		}
 	}
@@ -89,7 +92,7 @@ func guess(candidates []format, first byte) format {
 	return candidates[len(candidates)-1]
 }
 
-// firstFault says why the first line of a log is in none of the formats.
+// firstFault says why the first line of a log is in none of the formats, and what to do.
 func firstFault(sample []byte, m *FieldMap) string {
 	raw, _, _ := bytes.Cut(bytes.TrimLeft(sample, "\r\n"), []byte{'\n'})
 	raw = bytes.Clone(bytes.TrimRight(raw, "\r"))
@@ -97,9 +100,11 @@ func firstFault(sample []byte, m *FieldMap) string {
 	l.reset()
 	switch {
 	case len(raw) == 0:
-		return errEmpty.Error()
+		return errEmpty.Error() + " (say which format it is, with -format)"
 	case raw[0] == '{':
-		return "the first line is JSON, but " + (&mappedJSON{fields: m}).parse(raw, &l).Error()
+		return "the first line is JSON, but " + (&mappedJSON{fields: m}).parse(raw, &l).Error() +
+			" (say what is where, with -fields, or which format it is, with -format)"
 	}
-	return "the first line is no JSON, not Envoy's, and if it were combined: " + new(combined).parse(raw, &l).Error()
+	return "the first line is no JSON, not Envoy's, and if it were combined: " + new(combined).parse(raw, &l).Error() +
+		" (say which format it is, with -format)"
 }

@@ -34,6 +34,12 @@ func (l *line) describe() string {
 	if l.direct {
 		out.WriteString(" direct")
 	}
+	if l.replayed {
+		out.WriteString(" replayed")
+	}
+	if l.refused > 0 {
+		fmt.Fprintf(&out, " refused=%d", l.refused)
+	}
 	add("login", l.login)
 	add("user", l.user)
 	add("resource", l.resource)
@@ -178,11 +184,25 @@ func TestCaddyLinesAreRead(t *testing.T) {
 }
 
 func TestOwnLogIsRead(t *testing.T) {
+	const allow = `{"listener":"control","method":"POST","path":"/allow","time":"2026-11-26T10:00:02Z","client_ip":"10.0.0.2","user_id":"bob",`
+	const bob = `2026-11-26T10:00:02Z 10.0.0.2 POST target="/allow"`
 	check(t, new(own).parse, []reading{
 		{`{"level":"info","request_id":"f0","listener":"proxy","method":"GET","path":"/v1/items/7","route":"items","user_id":"ann","resource":"read","cost":2,"decision":"allow","limit":"read","tokens_left":99.0,"retry_after":0.0,"upstream":"api","upstream_ms":1.2,"status":200,"duration_ms":1.5,"client_ip":"10.0.0.1","bytes":12,"time":"2026-11-26T10:00:01.250Z"}`,
 			`2026-11-26T10:00:01.25Z 10.0.0.1 GET target="/v1/items/7" user="ann" resource="read" cost=2`},
-		{`{"level":"info","request_id":"f1","listener":"control","method":"POST","path":"/allow","user_id":"bob","resource":"search","cost":3,"decision":"deny","status":429,"duration_ms":0.1,"client_ip":"10.0.0.2","bytes":12,"time":"2026-11-26T10:00:02Z"}`,
-			`2026-11-26T10:00:02Z 10.0.0.2 POST target="/allow" direct user="bob" resource="search" cost=3`},
+		{`{"level":"info","request_id":"f1","listener":"control","method":"POST","path":"/allow","user_id":"bob","resource":"search","plan":"gold","cost":3,"decision":"deny","status":429,"duration_ms":0.1,"client_ip":"10.0.0.2","bytes":12,"time":"2026-11-26T10:00:02Z"}`,
+			`2026-11-26T10:00:02Z 10.0.0.2 POST target="/allow" direct user="bob" resource="search" plan="gold" cost=3`},
+		{allow + `"cost":3,"decision":"allow","replayed":true,"status":200}`, bob + ` direct replayed user="bob" cost=3`},
+		{allow + `"cost":0,"decision":"error","status":400}`, bob + ` direct refused=400 user="bob" cost=0`},
+		{allow + `"cost":3,"decision":"error","status":422}`, bob + ` direct refused=422 user="bob" cost=3`},
+		{allow + `"cost":3,"decision":"error","status":503}`, bob + ` direct user="bob" cost=3`},    // Redis failed it
+		{allow + `"cost":300,"decision":"deny","status":400}`, bob + ` direct user="bob" cost=300`}, // it can never pass
+		{`{"listener":"control","endpoint":"/check","method":"PUT","path":"/v1/items/7","route":"items","user_id":"ann","resource":"read","plan":"gold","cost":2,"decision":"deny","status":403,"own_status":429,"client_ip":"10.0.0.1","peer":"127.0.0.1","time":"2026-11-26T10:00:01.250Z"}`,
+			`2026-11-26T10:00:01.25Z 10.0.0.1 PUT target="/v1/items/7" user="ann" resource="read" plan="gold" cost=2`},
+		{`{"listener":"control","endpoint":"/check","method":"POST","path":"/allow","status":404,"client_ip":"10.0.0.1","time":"2026-11-26T10:00:01.250Z"}`,
+			`2026-11-26T10:00:01.25Z 10.0.0.1 POST target="/allow"`},
+		{`{"listener":"control","method":"GET","path":"/check","route":"items","user_id":"ann","status":200,"client_ip":"127.0.0.1","time":"2026-11-26T10:00:01.250Z"}`, "error: " + errSkipped.Error()}, // of an older version
+		{`{"listener":"control","request_id":"f","method":"GET","path":"/check","status":400,"time":"2026-11-26T10:00:01.250Z"}`, "error: " + errAside.Error()},
+		{`{"listener":"https","request_id":"f","method":"GET","path":"/","status":200,"time":"2026-11-26T10:00:01.250Z"}`, "error: " + errSkipped.Error()},
 		{`{"level":"info","listener":"proxy","method":"","path":"","status":400,"time":"2026-11-26T10:00:02Z"}`, `2026-11-26T10:00:02Z invalid IP `},
 		{`{"level":"info","listener":"control","method":"GET","path":"/readyz","status":200,"time":"2026-11-26T10:00:02Z"}`, "error: " + errSkipped.Error()},
 		{`{"level":"info","control":"127.0.0.1:8000","proxy":"[::]:8080","time":"2026-11-26T10:00:00Z","message":"serving"}`, "error: " + errSkipped.Error()},
@@ -276,6 +296,9 @@ func TestFormatIsFoundByTheFirstLines(t *testing.T) {
 		{auto, `{"ts":1.5,"request":{"method":"GET","uri":"/","remote_ip":"10.0.0.1"}}`, "caddy"},
 		{auto, `{"message":"serving","time":"2026-11-26T10:00:01Z"}` + "\n" +
 			`{"listener":"proxy","method":"GET","path":"/","client_ip":"10.0.0.1","status":200,"time":"2026-11-26T10:00:01Z"}`, ownFormat},
+		{auto, `{"listener":"control","request_id":"f0","method":"GET","path":"/check","client_ip":"127.0.0.1","status":200,"time":"2026-11-26T10:00:01Z"}`, ownFormat},
+		{auto, `{"listener":"control","request_id":"f0","endpoint":"/check","method":"GET","path":"/a","client_ip":"127.0.0.1","status":200,"time":"2026-11-26T10:00:01Z"}`, ownFormat},
+		{auto, `{"listener":"https","request_id":"f0","method":"GET","path":"/a","client_ip":"127.0.0.1","status":200,"time":"2026-11-26T10:00:01Z"}`, "json"},
 		{auto, `{"time":1,"method":"GET","uri":"/"}`, "json"},
 		{auto, `{"start_time":"2026-11-26T10:00:01Z","method":"GET","path":"/","client_ip":"10.0.0.1"}`, "json"},
 		{auto, `{"start_time":"2026-11-26T10:00:01Z","request":"GET / HTTP/1.1","client_ip":"10.0.0.1"}`, "json"},
@@ -288,9 +311,15 @@ func TestFormatIsFoundByTheFirstLines(t *testing.T) {
 			t.Errorf("%s: got %q, %v, want %q", c.sample, f.name, err, c.want)
 		}
 	}
+	given, _ := ParseFields("time=at")
+	for _, sample := range []string{`{"ts":1.5,"at":2,"request":{"method":"GET","uri":"/"}}`, `10.0.0.1 - - [26/Nov/2026:10:00:01 +0000] "GET / HTTP/1.1" 200 1`} {
+		if f, err := choose(auto, []byte(sample), &given); err != nil || f.name != "json" {
+			t.Errorf("%s with a map: got %q, %v, want json", sample, f.name, err)
+		}
+	}
 	m, _ := ParseFields("")
 	for sample, want := range map[string]string{
-		`{"a":1}`: "the first line is JSON, but there is no time at time, ts, timestamp, @timestamp, time_iso8601, msec, time_local, start_time (say which format it is, with -format)",
+		`{"a":1}`: "the first line is JSON, but there is no time at time, ts, timestamp, @timestamp, time_iso8601, msec, time_local, start_time (say what is where, with -fields, or which format it is, with -format)",
 		"hello\n": "the first line is no JSON, not Envoy's, and if it were combined: the line begins with no IP address (say which format it is, with -format)",
 		"\n":      "the line is empty (say which format it is, with -format)",
 	} {

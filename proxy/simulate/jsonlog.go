@@ -287,7 +287,7 @@ func (e *envoyJSON) setClient(v *fastjson.Value, l *line) bool {
 }
 
 // own reads the log of r8limiter itself. It has neither queries nor header fields nor
-// hosts, but what they led to: user, resource and cost.
+// hosts, but what they led to: user, resource, plan and cost.
 type own struct{ object }
 
 func (o *own) parse(raw []byte, l *line) error {
@@ -296,15 +296,40 @@ func (o *own) parse(raw []byte, l *line) error {
 	if err != nil {
 		return err
 	}
-	listener, path := v.GetStringBytes("listener"), o.text(v.Get("path"))
-	if !v.Exists("status") || len(listener) == 0 { // "serving" and the like
+	listener := string(v.GetStringBytes("listener"))
+	if !v.Exists("status") || listener != "proxy" && listener != "control" { // "serving" and the like
 		return errSkipped
 	}
+	path := o.text(v.Get("path"))
 	l.user, l.resource, l.plan = o.text(v.Get("user_id")), o.text(v.Get("resource")), o.text(v.Get("plan"))
-	l.direct = string(listener) != "proxy"
-	if l.direct && (string(path) != "/allow" || len(l.user) == 0) {
-		return errSkipped
+	if listener == "control" && string(v.GetStringBytes("endpoint")) != "/check" {
+		if string(path) != "/allow" || len(l.user) == 0 {
+			return aside(v)
+		}
+		l.direct = true
+		l.replayed = v.GetBool("replayed")
+		if status := v.GetInt("status"); string(v.GetStringBytes("decision")) == "error" && status < 500 {
+			l.refused = status
+		}
 	}
+	if err := o.setRest(v, l); err != nil {
+		return err
+	}
+	if bytes.HasPrefix(path, []byte("/")) || string(path) == "*" {
+		l.method, l.target = o.text(v.Get("method")), path
+	}
+	return nil
+}
+
+// aside is why a line of the control listener's is skipped.
+func aside(v *fastjson.Value) error {
+	if v.Exists("request_id") {
+		return errAside
+	}
+	return errSkipped
+}
+
+func (o *own) setRest(v *fastjson.Value, l *line) error {
 	if cost := v.Get("cost"); cost != nil {
 		if err := l.setCost(o.text(cost)); err != nil {
 			return err
@@ -316,9 +341,6 @@ func (o *own) parse(raw []byte, l *line) error {
 	}
 	if !l.setClient(o.text(v.Get("client_ip"))) {
 		return errOwnClient
-	}
-	if bytes.HasPrefix(path, []byte("/")) || string(path) == "*" {
-		l.method, l.target = o.text(v.Get("method")), path
 	}
 	return nil
 }

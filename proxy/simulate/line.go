@@ -22,8 +22,10 @@ type line struct {
 	// what the log lacks; empty, and a negative cost, for what is not known.
 	user, resource, plan []byte
 	cost                 int64
-	// direct says that the limiter was asked without a request, by /allow.
-	direct bool
+	// direct says that the limiter was asked without a request, by /allow. It was not
+	// charged if it was replayed for its idempotency key, or refused with a status.
+	direct, replayed bool
+	refused          int
 }
 
 // named is a header field or a claim.
@@ -33,12 +35,14 @@ func (l *line) reset() {
 	*l = line{fields: l.fields[:0], claims: l.claims[:0], cost: -1}
 }
 
-// parser reads one line into l, which is reset. It may change raw. errSkipped says
-// that the line is about no request; any other error that it can't be read, and why.
+// parser reads one line into l, which is reset. It may change raw. errSkipped and
+// errAside say that the line is about no request; any other error that it can't be read,
+// and why.
 type parser func(raw []byte, l *line) error
 
 var (
 	errSkipped   = errors.New("is about no request")
+	errAside     = errors.New("is about no request, but shows its format") // to choose
 	errEmpty     = errors.New("the line is empty")
 	errLongLine  = errors.New("the line is longer than 1 MiB")
 	errNoTime    = errors.New("there is no time like [02/Jan/2006:15:04:05 -0700] behind the client")
@@ -46,6 +50,9 @@ var (
 	errNoRequest = errors.New("there is no quoted request behind the time")
 	errNoStatus  = errors.New("there is no status behind the request")
 )
+
+// isSkip says of a parser's error that the line need not be a request.
+func isSkip(why error) bool { return why == errSkipped || why == errAside }
 
 // setRequest takes METHOD SP target SP HTTP/x apart. What has another form is no
 // request that was served: method stays empty. Spaces inside stay in the target.

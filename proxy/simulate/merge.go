@@ -12,8 +12,8 @@ type logs struct {
 	// heap has the log whose line is the earliest first; of equal ones the log that
 	// was given first.
 	heap []*source
-	// bad is told of each line that is no request, with the reason; errSkipped for
-	// those that need not be one.
+	// bad is told of each line that is no request, with the reason; see isSkip
+	// for those that need not be one.
 	bad func(s *source, why error)
 }
 

@@ -65,8 +65,9 @@ type Unreadable struct {
 }
 
 // Outcome is what became of requests. Each is charged (allowed or denied by the limits),
-// passed (by a bypass route, or a preflight) or refused (by the gateway itself: no
-// route, a blocking one, or a request that is malformed).
+// passed (by a bypass route, a preflight, or what /allow had said before under the same
+// idempotency key) or refused (by the gateway itself: no route, a blocking one, or a
+// request that is malformed).
 type Outcome struct {
 	Requests    uint64  `json:"requests"`
 	Charged     uint64  `json:"charged"`

@@ -29,7 +29,8 @@ type Options struct {
 	Stdin io.Reader
 	// Format is one of Formats.
 	Format string
-	// Fields says what is where in JSON that no known program has written.
+	// Fields says what is where in JSON that no known program has written. Where it says
+	// more than what is usual, the first of Formats means json.
 	Fields FieldMap
 	// Host is the Host field of requests of which the log has none.
 	Host string

@@ -87,7 +87,7 @@ func (t *textReport) total() {
 	if o.ShadowDenied > 0 {
 		row("shadow denied", o.ShadowDenied, "allowed, but not if shadows decided")
 	}
-	row("passed", o.Passed, "bypass routes and preflights")
+	row("passed", o.Passed, "bypass routes, preflights, replays")
 	row("refused", o.Refused, "by the gateway itself")
 }
 
