@@ -20,7 +20,7 @@ func (g *gateway) newJudge() admin.Judge {
 		g.rules.Load().Judge(asked, judged)
 		*v = admin.Verdict{
 			Refused: judged.Refused, Status: judged.Status, Challenge: judged.Challenge,
-			Route: judged.Route, Charged: judged.Charged, Ask: judged.Ask, Outcomes: judged.Outcomes,
+			Route: judged.Route, Client: judged.Client, Charged: judged.Charged, Ask: judged.Ask, Outcomes: judged.Outcomes,
 		}
 	}
 }

@@ -38,6 +38,9 @@ type Verdict struct {
 	Challenge string
 	// Route is the one that matched; "" for none.
 	Route string
+	// Client is the described client; invalid where it has no address, or where the
+	// request is too much amiss to tell.
+	Client netip.Addr
 	// Charged says that the limiter is asked, for Ask: neither a bypass nor a CORS
 	// preflight.
 	Charged bool

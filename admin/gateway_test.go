@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"regexp"
 	"strings"
 	"sync"
@@ -46,7 +47,7 @@ type setup struct {
 func judgeByPath(l *limiter.Limiter) Judge {
 	outcomes, resource := l.Outcomes("items"), []byte("items")
 	return func(d *Described, v *Verdict) {
-		*v = Verdict{Route: "items", Outcomes: outcomes}
+		*v = Verdict{Route: "items", Outcomes: outcomes, Client: describedClient}
 		refuse := func(status int) { v.Refused, v.Status = errors.New("refused"), status }
 		path, _, _ := bytes.Cut(d.Target, []byte("?"))
 		switch {
@@ -65,12 +66,18 @@ func judgeByPath(l *limiter.Limiter) Judge {
 		default:
 			v.Charged = true
 			v.Ask = limiter.Request{User: userOf(d), Resource: resource, Cost: 1}
+			if string(path) == "/gold" {
+				v.Ask.Plan = []byte("gold")
+			}
 			if cost, ok := bytes.CutPrefix(path, []byte("/cost/")); ok {
 				v.Ask.Cost, _ = parseCost(cost)
 			}
 		}
 	}
 }
+
+// describedClient is whom judgeByPath takes for the client.
+var describedClient = netip.MustParseAddr("192.0.2.9")
 
 var asker = []byte("asker")
 

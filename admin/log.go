@@ -1,7 +1,9 @@
 package admin
 
 import (
+	"bytes"
 	"math/rand/v2"
+	"net/netip"
 	"strconv"
 	"time"
 
@@ -20,28 +22,82 @@ func (s *Server) logRequest(x *exchange) {
 	if e == nil {
 		return
 	}
-	status := x.ctx.Response.StatusCode()
 	e.Bytes("request_id", x.requestID()).Str("listener", "control")
-	if x.path != nil {
+	client, cause := x.peer, x.cause
+	if x.isDescribed() {
+		client = x.logDescribed(e)
+		if cause == nil {
+			cause = x.check.verdict.Refused
+		}
+	} else if x.path != nil {
 		e.Bytes("method", logged(x.ctx.Request.Header.Method())).Bytes("path", logged(x.path))
-	}
-	if x.check != nil && x.check.verdict.Route != "" {
-		e.Str("route", x.check.verdict.Route)
 	}
 	if x.request.User != nil {
 		x.logDecision(e)
 	}
-	e.Int("status", status).RawJSON("duration_ms", x.milliseconds())
-	if x.peer.IsValid() {
-		x.body = x.peer.AppendTo(x.body[:0])
-		e.Bytes("client_ip", x.body)
+	status := x.ctx.Response.StatusCode()
+	e.Int("status", status)
+	if own := x.ownStatus(); own != status {
+		e.Int("own_status", own)
 	}
-	e.Int("bytes", x.bodySent()).AnErr("error", x.cause).Send()
+	e.RawJSON("duration_ms", x.milliseconds())
+	x.logAddr(e, "client_ip", client)
+	e.Int("bytes", x.bodySent()).AnErr("error", cause).Send()
+}
+
+// isDescribed says whether x asks at /check, and said about what.
+func (x *exchange) isDescribed() bool { return x.check != nil && len(x.check.asked.Target) > 0 }
+
+// logDescribed adds the request that another proxy described, in the names that it would
+// have in the proxy listener's log, and returns its client. Who asks is the peer.
+func (x *exchange) logDescribed(e *zerolog.Event) (client netip.Addr) {
+	c := x.check
+	e.Str("endpoint", checkPath)
+	e.Bytes("method", logged(c.asked.Method)).Bytes("path", logged(pathOf(c.asked.Target)))
+	if c.verdict.Route != "" {
+		e.Str("route", c.verdict.Route)
+	}
+	x.logAddr(e, "peer", x.peer)
+	return c.verdict.Client
+}
+
+// pathOf is the path of a described target, which may be a whole URL: without its user,
+// its query and what looks like a fragment. It is empty where there is none.
+func pathOf(target []byte) []byte {
+	if len(target) > 1 && target[0] != '/' {
+		_, rest, _ := bytes.Cut(target, []byte("://"))
+		target = rest[len(rest):]
+		if slash := bytes.IndexAny(rest, "/?#"); slash >= 0 {
+			target = rest[slash:]
+		}
+	}
+	if end := bytes.IndexAny(target, "?#"); end >= 0 {
+		target = target[:end]
+	}
+	return target
+}
+
+// ownStatus is the answer's status before deny_status replaced it.
+func (x *exchange) ownStatus() int {
+	if x.check != nil && x.check.status != 0 {
+		if own, err := fasthttp.ParseUint(x.ctx.Response.Header.PeekBytes(nameStatus)); err == nil {
+			return own
+		}
+	}
+	return x.ctx.Response.StatusCode()
+}
+
+// logAddr adds an address, if there is one.
+func (x *exchange) logAddr(e *zerolog.Event, name string, addr netip.Addr) {
+	if addr.IsValid() {
+		x.body = addr.AppendTo(x.body[:0])
+		e.Bytes(name, x.body)
+	}
 }
 
 // event begins the line about x, or returns nil if there is to be none.
 func (s *Server) event(x *exchange) *zerolog.Event {
-	status := x.ctx.Response.StatusCode()
+	status := x.ownStatus()
 	which := s.settings.Load().terms.LogRequests
 	if which == "none" || which == "denied" && status < fasthttp.StatusBadRequest {
 		return nil
@@ -58,6 +114,9 @@ func (s *Server) event(x *exchange) *zerolog.Event {
 // logDecision adds what was asked of the limiter and what it said.
 func (x *exchange) logDecision(e *zerolog.Event) {
 	e.Bytes("user_id", logged(x.request.User)).Bytes("resource", logged(x.request.Resource)).Int64("cost", x.request.Cost)
+	if len(x.request.Plan) > 0 {
+		e.Bytes("plan", logged(x.request.Plan))
+	}
 	d := &x.decision
 	if !x.decided {
 		e.Str("decision", "error")
@@ -68,6 +127,9 @@ func (x *exchange) logDecision(e *zerolog.Event) {
 		outcome = "allow"
 	}
 	e.Str("decision", outcome)
+	if d.Replayed {
+		e.Bool("replayed", true)
+	}
 	if d.StandIn != limiter.NoStandIn {
 		e.Stringer("degraded", d.StandIn).AnErr("store_error", d.StoreError)
 	}

@@ -94,6 +94,9 @@ type Judgement struct {
 	// Index and Route are those of the route that matched; -1 and "" for none.
 	Index int
 	Route string
+	// Client is the client's address; invalid where it has none, or where the request is
+	// too much amiss to tell.
+	Client netip.Addr
 	// Charged says that the limiter is asked: neither bypass nor a CORS preflight.
 	Charged bool
 	// Ask is what the limiter is asked. Its bytes are the Asked's, until it is judged or
@@ -123,6 +126,7 @@ func (rs *Rules) judge(a *Asked, j *Judgement) error {
 	if err := rs.read(a); err != nil {
 		return err
 	}
+	j.Client = r.client
 	rt, err := rs.find(r)
 	switch {
 	case err != nil:
