@@ -338,6 +338,17 @@ func TestHostOfTheCommandLineStandsWhereTheLogHasNone(t *testing.T) {
 	wantDecisions(t, o, "1 allow shop 10.0.0.1 shop shop\n2 allow items 10.0.0.1 read burst\n")
 }
 
+func TestForwardedClientsAreWalkedInFrontOfALine(t *testing.T) {
+	o := options(t)
+	var balancers proxy.Prefix
+	if err := balancers.UnmarshalText([]byte("10.0.0.0/8")); err != nil {
+		t.Fatal(err)
+	}
+	o.Proxy.TrustedProxies = []proxy.Prefix{balancers}
+	o.Files = []string{logFile(t, "6.6.6.6, 1.2.3.4, "+at(0, 7, "GET /whose HTTP/1.1"), "10.0.0.9, "+strings.Replace(at(0, 7, "GET /whose HTTP/1.1"), "10.0.0.7", "5.6.7.8", 1))}
+	wantDecisions(t, o, "1 allow whose 1.2.3.4 whose whose\n2 allow whose 5.6.7.8 whose whose\n")
+}
+
 func TestALoginIsWhatTheClientSent(t *testing.T) {
 	o := options(t)
 	o.Proxy.Routes = []proxy.RouteConfig{{Name: "all", UserID: []proxy.Template{tmpl(t, "{header.Authorization}"), tmpl(t, "{client_ip}")}}}
@@ -467,8 +478,8 @@ func gzipped(t *testing.T, data []byte) []byte {
 func TestCompressedLogsAreReadWhateverTheyAreCalled(t *testing.T) {
 	plain := []byte(at(0, 1, "GET /whose HTTP/1.1") + "\r\n" + at(0, 1, "GET /whose HTTP/1.1") + "\n" + at(0, 1, "GET /whose HTTP/1.1"))
 	const want = "1 allow whose 10.0.0.1 whose whose\n2 allow whose 10.0.0.1 whose whose\n3 deny whose 10.0.0.1 whose whose 60\n"
-	packed := gzipped(t, plain)
-	for name, data := range map[string][]byte{"plain": plain, "packed": packed} {
+	packed, marked := gzipped(t, plain), append([]byte(byteOrderMark), plain...)
+	for name, data := range map[string][]byte{"plain": plain, "packed": packed, "with a byte order mark": marked, "packed with it": gzipped(t, marked)} {
 		o := options(t)
 		o.Files, o.Stdin = []string{"-"}, bytes.NewReader(data)
 		if got, r := decided(t, o); got != want || r.Input.Requests != 3 {

@@ -40,6 +40,9 @@ func (c counted) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// byteOrderMark is what some programs begin UTF-8 with.
+const byteOrderMark = "\xef\xbb\xbf"
+
 // standardInput is what "-" is called.
 const standardInput = "standard input"
 
@@ -73,6 +76,9 @@ func (s *source) begin(raw io.Reader, o *Options) error {
 			return fmt.Errorf("unpack: %w", err)
 		}
 		s.in = bufio.NewReaderSize(unpacked, sourceBuffer)
+	}
+	if mark, _ := s.in.Peek(len(byteOrderMark)); string(mark) == byteOrderMark {
+		_, _ = s.in.Discard(len(byteOrderMark))
 	}
 	sample, err := s.in.Peek(sourceBuffer)
 	if len(sample) == 0 && err != io.EOF {

@@ -14,18 +14,15 @@ var (
 
 // combined reads the common, combined and vhost_combined formats of Apache and nginx:
 //
-//	[host:port ]client ident login [time] "request" status bytes[ "referer" "agent"]...
+//	[host[:port] ]client ident login [time] "request" status bytes[ "referer" "agent"]...
+//
+// where the client may be a list as X-Forwarded-For has it.
 type combined struct{ moments moments }
 
 func (c *combined) parse(raw []byte, l *line) error {
-	first, rest, ok := bytes.Cut(raw, space)
-	if !ok {
-		return errNoClient
-	}
-	if l.client, ok = parseAddr(first); !ok {
-		if rest, ok = l.setVirtualHost(first, rest); !ok {
-			return errNoClient
-		}
+	rest, err := l.cutClient(raw)
+	if err != nil {
+		return err
 	}
 	login, rest, ok := c.cutTime(rest, l)
 	if !ok {
@@ -46,15 +43,43 @@ func (c *combined) parse(raw []byte, l *line) error {
 
 var space = []byte{' '}
 
-// setVirtualHost reads the client where first is no address: it is the next word, and
-// first the host; or the client has no address.
-func (l *line) setVirtualHost(first, rest []byte) ([]byte, bool) {
-	second, after, ok := bytes.Cut(rest, space)
-	if l.client, ok = parseAddr(second); ok {
-		l.host = dashless(first)
-		return after, true
+// cutClient reads what is in front of the ident, and returns what is behind it: the
+// client alone, or a host, which may be an address too, and the client; or a list.
+func (l *line) cutClient(s []byte) (rest []byte, err error) {
+	first, rest, ok := bytes.Cut(s, space)
+	switch {
+	case !ok:
+		return nil, errNoClient
+	case bytes.IndexByte(first, ',') >= 0:
+		return l.cutForwarded(s)
 	}
-	return rest, isNowhere(first)
+	second, after, _ := bytes.Cut(rest, space)
+	if !isDash(second) { // as the ident nearly always is
+		if client, ok := parseAddr(second); ok {
+			l.host, l.client = dashless(first), client
+			return after, nil
+		}
+	}
+	if l.client, ok = parseAddr(first); !ok && !isNowhere(first) {
+		return nil, errNoClient
+	}
+	return rest, nil
+}
+
+// cutForwarded reads a list that begins s: commas, with a space behind them or not, hold
+// it together.
+func (l *line) cutForwarded(s []byte) (rest []byte, err error) {
+	end := 0
+	for {
+		space := bytes.IndexByte(s[end:], ' ')
+		if space < 0 {
+			return nil, errNoClient
+		}
+		if end += space; s[end-1] != ',' {
+			return s[end+1:], l.setForwarded(s[:end])
+		}
+		end++
+	}
 }
 
 // cutTime reads `ident login [time] ` and returns what is behind it. A login is the
