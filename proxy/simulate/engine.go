@@ -129,6 +129,11 @@ func (e *engine) unread(s *source, why error) {
 	}
 }
 
+// broke notes that a log can't be read on.
+func (e *engine) broke(s *source, why error) {
+	e.input.Broken = append(e.input.Broken, Broken{File: s.name, Line: s.number, Why: why.Error()})
+}
+
 // tick sets the clock. It never goes back: logs are written when requests end, and some
 // tell when they began.
 func (e *engine) tick(at int64) {

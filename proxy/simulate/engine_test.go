@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -489,9 +490,9 @@ func TestCompressedLogsAreReadWhateverTheyAreCalled(t *testing.T) {
 	o := options(t)
 	o.Progress = &Progress{}
 	o.Files, o.Stdin = []string{"-"}, bytes.NewReader(packed[:len(packed)-10])
-	_, r := decided(t, o)
-	if r.Input.Unreadable != 1 || !strings.Contains(r.Input.Examples[0].Why, "unexpected EOF") {
-		t.Errorf("cut off: got %+v", r.Input)
+	r, err := Run(context.Background(), o)
+	if want := []Broken{{standardInput, 2, "unexpected EOF"}}; !errors.Is(err, ErrBroken) || !slices.Equal(r.Input.Broken, want) {
+		t.Errorf("cut off: got %+v, %v", r.Input, err)
 	}
 	if got := o.Progress.Bytes.Load(); got != int64(len(packed)-10) {
 		t.Errorf("progress is %d bytes, want %d", got, len(packed)-10)
@@ -527,9 +528,76 @@ func TestReadingGoesOnBehindALogThatCantBeRead(t *testing.T) {
 	}
 }
 
-// failing fails to read or write after some bytes.
-type failing struct {
+// faulty gives an error once behind some text, and nothing more than the end from then on.
+type faulty struct {
 	io.Reader
+	told bool
+}
+
+func (f *faulty) Read(p []byte) (int, error) {
+	n, err := f.Reader.Read(p)
+	if err == io.EOF && !f.told {
+		f.told, err = true, errors.New("bad\nsector")
+	}
+	return n, err
+}
+
+func TestALogThatBreaksOffIsAlwaysNamed(t *testing.T) {
+	long, unreadable := []string{}, []string{}
+	for i := range 3000 {
+		long = append(long, at(i, 1, "GET /whose HTTP/1.1"))
+		unreadable = append(unreadable, "what is this")
+	}
+	for name, c := range map[string]struct {
+		lines    []string
+		read     uint64
+		line     int64
+		requests uint64
+	}{
+		"at once":               {nil, 0, 0, 0},
+		"in the first bytes":    {long[:2], 2, 2, 2},
+		"in a line":             {append(long[:2:2], "10.0.0.1 - - [26/Nov"), 2, 2, 2},
+		"later":                 {long, 3000, 3000, 3000},
+		"where nothing is read": {unreadable, 3000, 3000, 0},
+		"in a long line":        {append(long[:2:2], strings.Repeat("x", 2*sourceBuffer)), 2, 2, 2},
+	} {
+		text := strings.Join(c.lines, "\n")
+		if int64(len(c.lines)) == c.line && c.line > 0 {
+			text += "\n"
+		}
+		o := options(t)
+		o.Files, o.Stdin = []string{logFile(t, at(0, 2, "GET /whose HTTP/1.1")), "-"}, &faulty{Reader: strings.NewReader(text)}
+		r, err := Run(context.Background(), o)
+		if name == "at once" {
+			if err == nil || !strings.Contains(err.Error(), "standard input: bad\nsector") || r != nil {
+				t.Errorf("%s: got %v, %v", name, r, err)
+			}
+			continue
+		}
+		const words = `standard input: can't be read on behind line %d: bad\nsector`
+		want := fmt.Sprintf(words, c.line)
+		if !errors.Is(err, ErrBroken) || !strings.Contains(err.Error(), want) || r.Input.Lines != c.read+1 || r.Input.Requests != c.requests+1 {
+			t.Errorf("%s: got %+v, %v", name, r, err)
+			continue
+		}
+		var text1, js, html bytes.Buffer
+		if err := errors.Join(r.WriteText(&text1), r.WriteJSON(&js), r.WriteHTML(&html)); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(text1.String(), "\n"+want+"\n") {
+			t.Errorf("%s: the text is %s", name, text1.String())
+		}
+		if !strings.Contains(html.String(), strings.ReplaceAll(want, "'", "&#39;")) {
+			t.Errorf("%s: the page is %s", name, html.String())
+		}
+		if !strings.Contains(js.String(), `"broken": [`) || !strings.Contains(js.String(), `"why": "bad\nsector"`) {
+			t.Errorf("%s: the JSON is %s", name, js.String())
+		}
+	}
+}
+
+// failing fails to write after some bytes.
+type failing struct {
 	left int
 }
 

@@ -15,11 +15,13 @@ type logs struct {
 	// bad is told of each line that is no request, with the reason; see isSkip
 	// for those that need not be one.
 	bad func(s *source, why error)
+	// broken is told of each log that can't be read on.
+	broken func(s *source, why error)
 }
 
 // openAll opens all logs, or none.
-func openAll(o *Options, bad func(*source, error)) (*logs, error) {
-	m := &logs{bad: bad}
+func openAll(o *Options) (*logs, error) {
+	m := &logs{}
 	for i, name := range o.Files {
 		s, err := open(name, o)
 		if err != nil {
@@ -66,16 +68,19 @@ func (m *logs) pop() {
 func (m *logs) advance(s *source) bool {
 	for {
 		err := s.next()
-		switch {
-		case err == nil:
+		if err == nil {
 			return true
+		}
+		fault, broken := errors.AsType[readError](err)
+		switch {
+		case broken:
+			m.broken(s, fault.error)
 		case err != io.EOF:
 			m.bad(s, err)
+			continue
 		}
-		if _, broken := errors.AsType[readError](err); broken || err == io.EOF {
-			_ = s.closer.Close()
-			return false
-		}
+		_ = s.closer.Close()
+		return false
 	}
 }
 

@@ -3,8 +3,10 @@ package simulate
 import (
 	"cmp"
 	"encoding/json"
+	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/r8limiter/r8limiter/limiter"
@@ -46,6 +48,9 @@ type InputReport struct {
 	Skipped    uint64 `json:"skipped"`
 	// Examples are the first that were unreadable.
 	Examples []Unreadable `json:"unreadable_examples"`
+	// Broken are the logs that could not be read to their end: what is behind it is
+	// missing from the report.
+	Broken []Broken `json:"broken"`
 	// First and Last are the times of requests; absent where there is none.
 	First *time.Time `json:"first,omitempty"`
 	Last  *time.Time `json:"last,omitempty"`
@@ -55,6 +60,30 @@ type InputReport struct {
 	ClampedMost float64 `json:"clamped_most_seconds"`
 
 	first, clampedMost int64 // microseconds
+}
+
+// Broken is a log that could not be read to its end.
+type Broken struct {
+	File string `json:"file"`
+	Line int64  `json:"line"` // the last that was read; 0 for none
+	Why  string `json:"why"`
+}
+
+// String says it for people.
+func (b Broken) String() string {
+	return fmt.Sprintf("%s: can't be read on behind line %d: %s", printable(b.File), b.Line, printable(b.Why))
+}
+
+// broken is an ErrBroken that names the logs, or nil.
+func (r *Report) broken() error {
+	var all []string
+	for _, b := range r.Input.Broken {
+		all = append(all, b.String())
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s", ErrBroken, strings.Join(all, "; "))
 }
 
 // Unreadable is a line that could not be read.
@@ -259,6 +288,7 @@ func (e *engine) inputReport() InputReport {
 	in.Files = append([]string{}, e.o.Files...)
 	in.Lines, in.Requests = uint64(e.lines()), e.requests
 	in.Examples = append([]Unreadable{}, e.examples...)
+	in.Broken = append([]Broken{}, in.Broken...)
 	in.ClampedMost = float64(in.clampedMost) / second
 	if e.requests > 0 {
 		first, last := time.UnixMicro(in.first).UTC(), time.UnixMicro(e.now).UTC()

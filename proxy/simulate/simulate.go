@@ -41,6 +41,9 @@ type Options struct {
 	Top int
 	// Decisions gets a line of JSON for each line of the logs; nil for none.
 	Decisions io.Writer
+	// Begin is called when all logs are open and nothing has been written yet; an error
+	// of its ends the simulation. nil does nothing.
+	Begin func() error
 	// Progress is told how far it is; nil for nobody.
 	Progress *Progress
 }
@@ -67,8 +70,11 @@ const progressEvery = 1024
 // the reasons.
 var ErrNothing = errors.New("no line could be read as a request")
 
-// Run simulates. It ends early, with ctx's error, when ctx does. With ErrNothing there
-// is a Report all the same.
+// ErrBroken says that a log could not be read to its end. The Report has what was read.
+var ErrBroken = errors.New("a log could not be read to its end")
+
+// Run simulates. It ends early, with ctx's error, when ctx does. With ErrNothing and
+// ErrBroken there is a Report all the same.
 func Run(ctx context.Context, o *Options) (*Report, error) {
 	e, err := newEngine(o)
 	if err != nil {
@@ -79,6 +85,10 @@ func Run(ctx context.Context, o *Options) (*Report, error) {
 		return nil, err
 	}
 	r := e.report()
+	broken := r.broken()
+	if e.requests == 0 && broken != nil {
+		return r, fmt.Errorf("%w; %w", ErrNothing, broken)
+	}
 	if e.requests == 0 {
 		return r, ErrNothing
 	}
@@ -87,16 +97,22 @@ func Run(ctx context.Context, o *Options) (*Report, error) {
 			return nil, err
 		}
 	}
-	return r, nil
+	return r, broken
 }
 
 // replay takes all lines of all logs in.
 func (e *engine) replay(ctx context.Context) error {
-	all, err := openAll(e.o, e.unread)
+	all, err := openAll(e.o)
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)
 	}
 	defer all.close()
+	all.bad, all.broken = e.unread, e.broke
+	if e.o.Begin != nil {
+		if err := e.o.Begin(); err != nil {
+			return err
+		}
+	}
 	all.begin()
 	for n := 0; ; n++ {
 		if n%progressEvery == 0 {

@@ -28,15 +28,21 @@ type source struct {
 	index  int
 }
 
-// counted counts what is read of a log as it lies on the disk.
+// counted counts what is read of a log as it lies on the disk. After an error there is
+// nothing but that: a bufio.Reader that only peeked forgets it.
 type counted struct {
 	io.Reader
 	progress *Progress
+	err      error
 }
 
-func (c counted) Read(p []byte) (int, error) {
+func (c *counted) Read(p []byte) (int, error) {
+	if c.err != nil {
+		return 0, c.err
+	}
 	n, err := c.Reader.Read(p)
 	c.progress.read(n)
+	c.err = err
 	return n, err
 }
 
@@ -60,7 +66,7 @@ func open(name string, o *Options) (*source, error) {
 		}
 		raw, s.closer = file, file
 	}
-	if err := s.begin(counted{raw, o.Progress}, o); err != nil {
+	if err := s.begin(&counted{Reader: raw, progress: o.Progress}, o); err != nil {
 		_ = s.closer.Close()
 		return nil, fmt.Errorf("%s: %w", s.name, err)
 	}

@@ -52,6 +52,9 @@ func (t *textReport) input() {
 	if in.Clamped > 0 {
 		t.line("%s lines are older than one before them, by up to %s: taken as of then", count(in.Clamped), seconds(in.ClampedMost))
 	}
+	for _, b := range in.Broken {
+		t.line("%s", b)
+	}
 	t.examples()
 }
 
