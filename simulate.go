@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -58,7 +59,11 @@ func (p *program) simulate(s *simulation) int {
 	}
 	o.Config, o.Proxy, o.Limiter = file, c.Proxy, c.Limiter
 	o.Stdin, o.Progress = p.stdin, &simulate.Progress{}
-	if err := p.runSimulation(s, o); err != nil {
+	err := p.runSimulation(s, o)
+	if fault, ok := errors.AsType[overlapError](err); ok {
+		return p.misused("simulate", fault)
+	}
+	if err != nil {
 		fmt.Fprintf(p.stderr, "simulate: %v\n", err)
 		return exitFailure
 	}
@@ -88,7 +93,15 @@ func (s *simulation) options() (*simulate.Options, error) {
 	if s.top < 0 {
 		return nil, fmt.Errorf("-top: %d users can't be named", s.top)
 	}
-	return o, cmp.Or(checkChoice("format", s.format, simulate.Formats), checkChoice("output", s.output, []string{"text", "json", "html"}))
+	return o, cmp.Or(checkChoice("format", s.format, simulate.Formats), s.checkFields(), checkChoice("output", s.output, []string{"text", "json", "html"}))
+}
+
+// checkFields wants no map for a format that has fields of its own.
+func (s *simulation) checkFields() error {
+	if s.fields == "" || s.format == "json" || s.format == simulate.Formats[0] {
+		return nil
+	}
+	return fmt.Errorf("-fields says what is where in JSON: leave it out, or -format %s", s.format)
 }
 
 // errInterrupted says that a signal came.
@@ -98,17 +111,21 @@ var errInterrupted = errors.New("interrupted")
 // for standard input does not end before something comes.
 const interruptGrace = time.Second
 
-// runSimulation simulates, unless a signal comes, and writes the report.
+// runSimulation simulates, unless a signal comes, and writes the report. Until the logs
+// are open no file that was there before is changed.
 func (p *program) runSimulation(s *simulation, o *simulate.Options) (fault error) {
+	if err := touch(s.file); err != nil {
+		return err
+	}
 	if s.decisions != "" {
-		file, err := os.Create(s.decisions)
+		file, err := os.OpenFile(s.decisions, os.O_CREATE|os.O_WRONLY, 0o666)
 		if err != nil {
 			return err
 		}
 		defer func() { fault = errors.Join(fault, file.Close()) }()
-		o.Decisions = file
+		o.Decisions, o.Begin = file, func() error { return empty(file) }
 	}
-	if err := touch(s.file); err != nil {
+	if err := s.checkOverlap(o); err != nil {
 		return err
 	}
 	bar := newProgressBar(p.stderr, o)
@@ -120,9 +137,10 @@ func (p *program) runSimulation(s *simulation, o *simulate.Options) (fault error
 	return errors.Join(err, p.writeReport(s, r))
 }
 
-// touch makes sure, before the work, that a report can be written.
+// touch makes sure, before the work, that a report can be written. Whoever reads a pipe
+// would take that for its end.
 func touch(name string) error {
-	if name == "" {
+	if info, err := os.Stat(name); name == "" || err == nil && !info.Mode().IsRegular() && !info.IsDir() {
 		return nil
 	}
 	file, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY, 0o666)
@@ -130,6 +148,56 @@ func touch(name string) error {
 		return err
 	}
 	return file.Close()
+}
+
+// empty makes a file empty, if it is one that holds something.
+func empty(file *os.File) error {
+	info, err := file.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return err
+	}
+	return file.Truncate(0)
+}
+
+// overlapError says that an output would destroy something.
+type overlapError struct{ error }
+
+// checkOverlap wants outputs that are neither read nor each other, by whatever name. They
+// are there.
+func (s *simulation) checkOverlap(o *simulate.Options) error {
+	outputs := []used{{"-o", statOf(s.file)}, {"-decisions", statOf(s.decisions)}}
+	others := []used{{"the configuration", statOf(o.Config)}, {"the log on standard input", nil}, outputs[1]}
+	for _, name := range o.Files {
+		others = append(others, used{"the log " + name, statOf(name)})
+	}
+	if stdin, ok := o.Stdin.(*os.File); ok && slices.Contains(o.Files, "-") {
+		others[1].info, _ = stdin.Stat()
+	}
+	for _, output := range outputs {
+		for _, other := range others {
+			if other.as != output.as && output.is(other) {
+				return overlapError{fmt.Errorf("%s and %s are the same file", output.as, other.as)}
+			}
+		}
+	}
+	return nil
+}
+
+// used is a file, and what it is used as. One that is not there, or has no name, has no
+// info.
+type used struct {
+	as   string
+	info os.FileInfo
+}
+
+func statOf(name string) os.FileInfo {
+	info, _ := os.Stat(name)
+	return info
+}
+
+// is says whether both are one file that keeps what is written to it.
+func (u used) is(other used) bool {
+	return u.info != nil && other.info != nil && u.info.Mode().IsRegular() && os.SameFile(u.info, other.info)
 }
 
 // untilSignal simulates, unless a signal comes: then there is no report.

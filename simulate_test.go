@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -259,6 +260,7 @@ func TestSimulateSaysWhatIsWrong(t *testing.T) {
 		{[]string{"-output", "pdf"}, exitUsage, `-output "pdf" is none of text, json, html`},
 		{[]string{"-target", "all"}, exitUsage, `-target: "all" is no share`},
 		{[]string{"-fields", "x"}, exitUsage, `-fields: "x" is no pair`},
+		{[]string{"-fields", "time=ts", "-format", "caddy"}, exitUsage, "-fields says what is where in JSON: leave it out, or -format caddy"},
 		{[]string{"-top", "-1"}, exitUsage, "-top: -1 users"},
 		{[]string{"access.log", "-output", "json"}, exitUsage, "-output stands behind a log"},
 		{[]string{"-config", "testdata/bad_values.yaml"}, exitUsage, "bad_values.yaml:"},
@@ -274,6 +276,116 @@ func TestSimulateSaysWhatIsWrong(t *testing.T) {
 	// What could not be read is told all the same.
 	if _, stdout, _ := simulated("nonsense\n"); !strings.Contains(stdout, "standard input:1: the first line is no JSON") {
 		t.Errorf("got %q", stdout)
+	}
+}
+
+func TestSimulateDestroysNothingThatItReads(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	log := madeUp(t, 10)
+	config, err := os.ReadFile("testdata/simulate.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(path(name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("access.log", log)
+	write("new.yaml", string(config))
+	write("old", "what was here")
+	for name, target := range map[string]string{"link.log": "access.log", "dangling": "absent"} {
+		if err := os.Symlink(target, path(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Link(path("access.log"), path("hard.log")); err != nil {
+		t.Fatal(err)
+	}
+	here, other := path("access.log"), path("old")
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"-o", here, here}, exitUsage, "simulate: -o and the log " + here + " are the same file\n"},
+		{[]string{"-decisions", here, path("link.log")}, exitUsage, "-decisions and the log " + path("link.log")},
+		{[]string{"-decisions", path("link.log"), "-", here}, exitUsage, "-decisions and the log " + here},
+		{[]string{"-o", path("hard.log"), here}, exitUsage, "-o and the log " + here},
+		{[]string{"-o", path("new.yaml"), here}, exitUsage, "-o and the configuration are the same file"},
+		{[]string{"-decisions", path("new.yaml"), here}, exitUsage, "-decisions and the configuration"},
+		{[]string{"-o", other, "-decisions", dir + "/./old", here}, exitUsage, "-o and -decisions are the same file"},
+		{[]string{"-o", path("absent"), "-decisions", path("dangling"), here}, exitUsage, "-o and -decisions are the same file"},
+		{[]string{"-o", other, "-decisions", path("new"), here, path("none.log")}, exitFailure, "no such file"},
+		{[]string{"-decisions", other, "-o", path("new"), path("none.log")}, exitFailure, "no such file"},
+		{[]string{"-o", os.DevNull, "-decisions", os.DevNull, here}, exitFine, ""},
+	} {
+		code, _, stderr := simulated(log, append([]string{"-config", path("new.yaml")}, c.args...)...)
+		if code != c.code || !strings.Contains(stderr, c.want) {
+			t.Errorf("%q: got %d %q, want %d %q", c.args, code, stderr, c.code, c.want)
+		}
+		for name, want := range map[string]string{"access.log": log, "new.yaml": string(config), "old": "what was here"} {
+			if got, err := os.ReadFile(path(name)); err != nil || string(got) != want {
+				t.Fatalf("%q: %s is now %q, %v", c.args, name, got, err)
+			}
+		}
+	}
+	// What is no input is replaced as a whole.
+	write("old", strings.Repeat("x", 1<<20))
+	if code, _, stderr := simulated("", "-decisions", other, here); code != exitFine {
+		t.Fatalf("got %d %q", code, stderr)
+	}
+	if got, err := os.ReadFile(other); err != nil || strings.Count(string(got), "\n") != 10 || strings.Contains(string(got), "x") && len(got) > 1<<19 {
+		t.Errorf("got %.200q, %v", got, err)
+	}
+}
+
+func TestSimulateDoesNotOverwriteStandardInput(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "access.log")
+	log := madeUp(t, 10)
+	if err := os.WriteFile(file, []byte(log), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stdin, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
+	var out, errs bytes.Buffer
+	p := &program{args: []string{"simulate", "-config", "testdata/simulate.yaml", "-o", file}, stdin: stdin, stdout: &out, stderr: &errs, env: noEnv}
+	if code := p.run(); code != exitUsage || !strings.Contains(errs.String(), "-o and the log on standard input are the same file") {
+		t.Errorf("got %d %q", code, errs.String())
+	}
+	if got, err := os.ReadFile(file); err != nil || string(got) != log {
+		t.Errorf("it is now %q, %v", got, err)
+	}
+}
+
+func TestSimulateFailsWhereALogBreaksOffAndReportsTheRest(t *testing.T) {
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	if _, err := io.WriteString(w, madeUp(t, 5000)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cut := packed.String()[:packed.Len()/2]
+	for form, want := range map[string]string{"text": "standard input: can't be read on behind line ", "json": `"why": "unexpected EOF"`, "html": "can&#39;t be read on behind line"} {
+		code, stdout, stderr := simulated(cut, "-output", form)
+		if code != exitFailure || !strings.Contains(stdout, want) || !strings.HasPrefix(stderr, "simulate: a log could not be read to its end: standard input: can't") {
+			t.Errorf("%s: got %d %.300q %q", form, code, stdout, stderr)
+		}
+	}
+}
+
+func TestFieldsMeanJSON(t *testing.T) {
+	const line = `{"ts":1.5,"at":"2026-11-26T10:00:01Z","method":"GET","uri":"/healthz","request":{"method":"GET","uri":"/"}}` + "\n"
+	code, stdout, stderr := simulated(line, "-fields", "time=at")
+	if code != exitFine || !strings.Contains(stdout, "from 2026-11-26 10:00:01 to") {
+		t.Errorf("got %d %q %q", code, stdout, stderr)
 	}
 }
 

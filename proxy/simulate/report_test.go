@@ -103,6 +103,7 @@ func hostileReport(t *testing.T) *Report {
 	r := example(t)
 	r.Config, r.Input.Files[0] = evil, evil
 	r.Input.Examples[0] = Unreadable{evil, 1, evil}
+	r.Input.Broken = []Broken{{evil, 1, evil}}
 	r.Routes[0].Route = evil
 	r.Limits[0].Resource, r.Limits[0].Limit, r.Limits[0].Plan = evil, evil, evil
 	r.Users.Top[0].User, r.Users.Top[0].By[0] = evil, UserLimit{evil, evil, evil, 1}
