@@ -709,6 +709,104 @@ func compareDecisions(t *testing.T, logged, simulated []string) {
 	}
 }
 
+// TestLogOfCheckAndAllowIsSimulatedAsItWasDecided asks a gateway without a proxy listener,
+// and runs its log through its own rules.
+func TestLogOfCheckAndAllowIsSimulatedAsItWasDecided(t *testing.T) {
+	g := start(t, checkRules)
+	for _, uri := range []string{"/items/1?q", "/items/2", "/items/3", "/private/x", "/nowhere", "/free", "/shadow", "/cost?cost=2", "https://r8limiter/items/4"} {
+		for _, client := range []string{"192.0.2.1", "192.0.2.2, 10.0.0.1", "2001:db8::1"} {
+			rawAnswer(g.control, checkRequest("GET /check?deny_status=403", append([]string{"Host: r8limiter", "X-Forwarded-Proto: https"}, about(uri, client)...)...))
+		}
+	}
+	for _, query := range []string{"user_id=ann&resource=search&plan=gold&cost=900&idempotency=k", "user_id=ann&resource=search&plan=gold&cost=900&idempotency=k",
+		"user_id=ann&resource=search&plan=gold&cost=50", "user_id=ann&resource=search&plan=gold&cost=51", "user_id=ann&cost=x"} {
+		status(t, "POST", g.control+"/allow?"+query)
+	}
+	status(t, "GET", g.control+"/admin/user/ann")
+	g.signals <- syscall.SIGINT
+	<-g.exit
+	file := filepath.Join(t.TempDir(), "own.log")
+	if err := os.WriteFile(file, g.log.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	decisions := filepath.Join(t.TempDir(), "decisions")
+	if code, _, stderr := simulated("", "-config", g.file, "-decisions", decisions, file); code != exitFine {
+		t.Fatal(stderr)
+	}
+	written, err := os.ReadFile(decisions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	logged, got := slices.Collect(strings.Lines(g.log.String())), slices.Collect(strings.Lines(string(written)))
+	compared := 0
+	for i := range logged {
+		want, ok := asSimulated(logged[i])
+		if !ok {
+			continue
+		}
+		compared++
+		if short := shortDecision(t, got[i]); short != want {
+			t.Errorf("%s\nsimulated %s, want %s", logged[i], short, want)
+		}
+	}
+	if len(got) != len(logged) || compared != 9*3+5 {
+		t.Errorf("compared %d lines; of %d there are %d decisions", compared, len(logged), len(got))
+	}
+}
+
+// loggedDecision is what the line of a decision is compared by.
+type loggedDecision struct {
+	Listener  string `json:"listener"`
+	Path      string `json:"path"`
+	Decision  string `json:"decision"`
+	Route     string `json:"route"`
+	User      string `json:"user_id"`
+	Plan      string `json:"plan"`
+	Limit     string `json:"limit"`
+	Shadow    string `json:"shadow_denied"`
+	Status    int    `json:"status"`
+	OwnStatus int    `json:"own_status"`
+	Replayed  bool   `json:"replayed"`
+}
+
+func (d *loggedDecision) String() string {
+	if d.Decision == "pass" || d.Decision == "refuse" {
+		return fmt.Sprint(d.Decision, d.Status)
+	}
+	return fmt.Sprintln(d.Decision, d.Route, d.User, d.Plan, d.Limit, d.Shadow)
+}
+
+// asSimulated is what a line of the gateway's should be simulated as; false for one that is
+// not simulated.
+func asSimulated(line string) (string, bool) {
+	var d loggedDecision
+	if json.Unmarshal([]byte(line), &d) != nil || d.Listener != "control" || d.Status == 0 || strings.HasPrefix(d.Path, "/admin") {
+		return "", false
+	}
+	if d.OwnStatus > 0 {
+		d.Status = d.OwnStatus
+	}
+	if d.Status >= 400 && d.Status != 429 {
+		d.Decision = "refuse"
+	}
+	if d.Decision == "" || d.Replayed {
+		d.Decision, d.Status = "pass", 0
+	}
+	if d.Path == "/allow" {
+		d.Route = "(/allow)"
+	}
+	return d.String(), true
+}
+
+func shortDecision(t *testing.T, line string) string {
+	t.Helper()
+	var d loggedDecision
+	if err := json.Unmarshal([]byte(line), &d); err != nil {
+		t.Fatal(err)
+	}
+	return d.String()
+}
+
 func TestSimulateWantsAConfiguration(t *testing.T) {
 	t.Chdir(t.TempDir()) // where no config.yaml is
 	code, stdout, stderr := command("simulate", "access.log")
