@@ -293,7 +293,7 @@ func TestCheckGoesByOverridesAndIsLogged(t *testing.T) {
 	var c checker
 	t.Cleanup(func() {
 		log := c.log.String() // it has ended
-		line := regexp.MustCompile(`"listener":"control","method":"GET","path":"/check","route":"items","user_id":"192.0.2.[34]","resource":"items","cost":1,"decision":"allow"`)
+		line := regexp.MustCompile(`"listener":"control","endpoint":"/check","method":"GET","path":"/items","route":"items","user_id":"192.0.2.[34]","resource":"items","cost":1,"decision":"allow"`)
 		if got := len(line.FindAllString(log, -1)); got != 2 || strings.Contains(log, "hush") {
 			t.Errorf("got %d lines of the log, want 2 and no query: %s", got, log)
 		}

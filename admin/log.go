@@ -23,12 +23,8 @@ func (s *Server) logRequest(x *exchange) {
 		return
 	}
 	e.Bytes("request_id", x.requestID()).Str("listener", "control")
-	client, cause := x.peer, x.cause
 	if x.isDescribed() {
-		client = x.logDescribed(e)
-		if cause == nil {
-			cause = x.check.verdict.Refused
-		}
+		x.logDescribed(e)
 	} else if x.path != nil {
 		e.Bytes("method", logged(x.ctx.Request.Header.Method())).Bytes("path", logged(x.path))
 	}
@@ -41,24 +37,40 @@ func (s *Server) logRequest(x *exchange) {
 		e.Int("own_status", own)
 	}
 	e.RawJSON("duration_ms", x.milliseconds())
-	x.logAddr(e, "client_ip", client)
-	e.Int("bytes", x.bodySent()).AnErr("error", cause).Send()
+	x.logClient(e)
+	e.Int("bytes", x.bodySent()).AnErr("error", x.reason()).Send()
 }
 
 // isDescribed says whether x asks at /check, and said about what.
 func (x *exchange) isDescribed() bool { return x.check != nil && len(x.check.asked.Target) > 0 }
 
 // logDescribed adds the request that another proxy described, in the names that it would
-// have in the proxy listener's log, and returns its client. Who asks is the peer.
-func (x *exchange) logDescribed(e *zerolog.Event) (client netip.Addr) {
+// have in the proxy listener's log.
+func (x *exchange) logDescribed(e *zerolog.Event) {
 	c := x.check
 	e.Str("endpoint", checkPath)
 	e.Bytes("method", logged(c.asked.Method)).Bytes("path", logged(pathOf(c.asked.Target)))
 	if c.verdict.Route != "" {
 		e.Str("route", c.verdict.Route)
 	}
+}
+
+// logClient adds whose request it is, and at /check who asks about it.
+func (x *exchange) logClient(e *zerolog.Event) {
+	if !x.isDescribed() {
+		x.logAddr(e, "client_ip", x.peer)
+		return
+	}
+	x.logAddr(e, "client_ip", x.check.verdict.Client)
 	x.logAddr(e, "peer", x.peer)
-	return c.verdict.Client
+}
+
+// reason is what was behind a 5xx, or behind the refusal of a described request.
+func (x *exchange) reason() error {
+	if x.cause == nil && x.isDescribed() {
+		return x.check.verdict.Refused
+	}
+	return x.cause
 }
 
 // pathOf is the path of a described target, which may be a whole URL: without its user,
