@@ -47,20 +47,21 @@ var space = []byte{' '}
 // client alone, or a host, which may be an address too, and the client; or a list.
 func (l *line) cutClient(s []byte) (rest []byte, err error) {
 	first, rest, ok := bytes.Cut(s, space)
-	switch {
-	case !ok:
+	if !ok {
 		return nil, errNoClient
-	case bytes.IndexByte(first, ',') >= 0:
+	}
+	if l.client, ok = parseAddr(first); ok && len(rest) > 1 && rest[0] == '-' && rest[1] == ' ' { // nearly always
+		return rest, nil
+	}
+	if bytes.IndexByte(first, ',') >= 0 {
 		return l.cutForwarded(s)
 	}
 	second, after, _ := bytes.Cut(rest, space)
-	if !isDash(second) { // as the ident nearly always is
-		if client, ok := parseAddr(second); ok {
-			l.host, l.client = dashless(first), client
-			return after, nil
-		}
+	if client, ok := parseAddr(second); ok {
+		l.host, l.client = dashless(first), client
+		return after, nil
 	}
-	if l.client, ok = parseAddr(first); !ok && !isNowhere(first) {
+	if !ok && !isNowhere(first) {
 		return nil, errNoClient
 	}
 	return rest, nil
