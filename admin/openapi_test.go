@@ -160,7 +160,8 @@ func documentedSetup(t *testing.T, store limiter.Store) setup {
 // someReloads are, one after the other, all that may come of a reload.
 func someReloads() func() Reloaded {
 	all := []Reloaded{
-		{Changed: true, NeedsRestart: []string{"proxy.listen", "limiter.redis"}}, {Changed: true}, {},
+		{Changed: true, NeedsRestart: []string{"proxy.listen", "limiter.redis"}},
+		{Changed: true, Warnings: []Problem{{2, 3, "admin.token", "is in clear text"}}}, {},
 		{Problems: []Problem{{1, 1, "", "the file is empty"}, {3, 7, "admin.token", "is short"}}},
 		{Refused: "there is no file"},
 	}

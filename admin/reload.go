@@ -47,6 +47,8 @@ type Reloaded struct {
 	Changed bool
 	// NeedsRestart are the keys whose values wait for a restart.
 	NeedsRestart []string
+	// Warnings are what is surely wrong in a file that is in force all the same.
+	Warnings []Problem
 }
 
 // Problem is a fault of the configuration file.
@@ -67,14 +69,16 @@ func (s *Server) reload(x *exchange) {
 	case r.Refused != "":
 		x.refuse(fasthttp.StatusConflict, r.Refused)
 	case len(r.Problems) > 0:
+		s.recordReload(x, &r)
 		x.answerProblems(r.Problems)
 	default:
 		s.recordReload(x, &r)
 		x.answerJSON(struct {
-			Reloaded     bool     `json:"reloaded"`
-			Changed      bool     `json:"changed"`
-			NeedsRestart []string `json:"needs_restart"`
-		}{true, r.Changed, append([]string{}, r.NeedsRestart...)}) // never null
+			Reloaded     bool      `json:"reloaded"`
+			Changed      bool      `json:"changed"`
+			NeedsRestart []string  `json:"needs_restart"`
+			Warnings     []Problem `json:"warnings,omitempty"`
+		}{true, r.Changed, append([]string{}, r.NeedsRestart...), r.Warnings}) // never null
 	}
 }
 
@@ -89,20 +93,27 @@ func (x *exchange) answerProblems(problems []Problem) {
 	x.answer(fasthttp.StatusUnprocessableEntity, body)
 }
 
-// recordReload leaves an entry in the audit trail where anything changed. What was
-// reloaded stays so where the store takes no entry.
+// reloadDetail is what the audit trail tells of a reload.
+type reloadDetail struct {
+	Result       string   `json:"result"` // applied, unchanged or failed
+	NeedsRestart []string `json:"needs_restart,omitempty"`
+	Problems     int      `json:"problems,omitempty"` // how many; the answer and the log say which
+}
+
+// recordReload leaves an entry in the audit trail, also where nothing came of the
+// reload. That is over by then, and stays as it is where the store takes no entry; only
+// the answer waits for the store, probeTimeout at most.
 func (s *Server) recordReload(x *exchange, r *Reloaded) {
-	if !r.Changed {
-		return
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
 	defer cancel()
-	e := limiter.AuditEntry{Action: "config.reload"}
-	if len(r.NeedsRestart) > 0 {
-		e.Detail = struct {
-			NeedsRestart []string `json:"needs_restart"`
-		}{r.NeedsRestart}
+	detail := reloadDetail{Result: "unchanged", NeedsRestart: r.NeedsRestart, Problems: len(r.Problems)}
+	switch {
+	case len(r.Problems) > 0:
+		detail.Result = "failed"
+	case r.Changed:
+		detail.Result = "applied"
 	}
+	e := limiter.AuditEntry{Action: "config.reload", Detail: detail}
 	if err := s.Limiter.Record(ctx, e, s.actor(x)); err != nil {
 		s.Log.Warn().Err(err).Msg("the reload is missing in the audit trail")
 	}

@@ -55,7 +55,7 @@ func TestReloadIsAnsweredByWhatBecameOfIt(t *testing.T) {
 	g := start(t, setup{reload: someReloads()})
 	for _, want := range []string{
 		`200 {"reloaded":true,"changed":true,"needs_restart":["proxy.listen","limiter.redis"]}`,
-		`200 {"reloaded":true,"changed":true,"needs_restart":[]}`,
+		`200 {"reloaded":true,"changed":true,"needs_restart":[],"warnings":[{"line":2,"column":3,"path":"admin.token","message":"is in clear text"}]}`,
 		`200 {"reloaded":true,"changed":false,"needs_restart":[]}`,
 		`422 {"error":"the configuration can't be put in force: the old one stays as it is","problems":[{"line":1,"column":1,"path":"","message":"the file is empty"},{"line":3,"column":7,"path":"admin.token","message":"is short"}]}`,
 		`409 {"error":"there is no file"}`,
@@ -66,8 +66,13 @@ func TestReloadIsAnsweredByWhatBecameOfIt(t *testing.T) {
 		}
 	}
 	_, audit := g.do(t, "GET", "/admin/audit")
-	if n := strings.Count(audit, `"config.reload"`); n != 2 || !strings.Contains(audit, `"detail":{"needs_restart":["proxy.listen","limiter.redis"]}`) {
-		t.Errorf("%d entries, want one for each change: %s", n, audit)
+	if n := strings.Count(audit, `"action":"config.reload","by":{"client_ip":"127.0.0.1"`); n != 4 {
+		t.Errorf("%d entries, want one for each reload that was tried: %s", n, audit)
+	}
+	for _, detail := range []string{`{"needs_restart":["proxy.listen","limiter.redis"],"result":"applied"}`, `{"result":"applied"}`, `{"result":"unchanged"}`, `{"problems":2,"result":"failed"}`} {
+		if strings.Count(audit, `"detail":`+detail) != 1 {
+			t.Errorf("there is no one entry with %s in %s", detail, audit)
+		}
 	}
 }
 
