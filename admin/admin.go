@@ -215,10 +215,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 			ctx.SetConnectionClose()
 		}
 		s.logRequest(x)
-		if x.check != nil {
-			x.check.forget()
-			s.checks.Put(x.check)
-		}
+		s.endCheck(x)
 		x.end()
 	}()
 	s.route(x)
@@ -235,9 +232,13 @@ func (s *Server) recovered(x *exchange, v any) {
 // route finds who answers x. Nobody learns which paths /admin has, nor with
 // which methods, before the guard has let them pass.
 func (s *Server) route(x *exchange) {
+	if findCheck(x) != nil {
+		s.beginCheck(x)
+	}
 	if err := checkRequest(&x.ctx.Request.Header); err != nil {
 		x.path = nil // nothing of it is logged: it may hold a password
 		x.malformed(statusOf(err), err)
+		x.replaceBroken(statusOf(err))
 		return
 	}
 	if isAdmin(x.path) && !s.mayAdminister(x) {
@@ -294,11 +295,17 @@ func (s *Server) handleBroken(ctx *fasthttp.RequestCtx, err error) {
 		return
 	}
 	x := begin(ctx)
-	// What was read up to the error is not to be trusted, nor logged.
+	if findCheck(x) != nil {
+		s.beginCheck(x)
+	}
+	// What was read up to the error is not to be trusted, save with the status of its
+	// refusal, nor logged.
 	x.path, x.query = nil, nil
 	status := statusOf(err)
 	x.malformed(status, errors.New(brokenReasons[status]))
+	x.replaceBroken(status)
 	s.logRequest(x)
+	s.endCheck(x)
 	x.end()
 }
 

@@ -38,6 +38,8 @@ func (s *Server) allow(x *exchange) {
 		x.refuse(fasthttp.StatusBadRequest, err.Error())
 		return
 	}
+	limits := s.Limiter.Current() // once: a reload in between would tell of other limits' fields
+	x.request.Limits = limits
 	err := s.Limiter.Decide(&x.request, &x.decision)
 	s.outcomes.Count(&x.decision, err)
 	x.decided = err == nil
@@ -51,7 +53,7 @@ func (s *Server) allow(x *exchange) {
 	case x.decision.Never:
 		x.refuse(fasthttp.StatusBadRequest, x.never())
 	default:
-		x.answerDecision(s.Limiter.Headers())
+		x.answerDecision(limits.Headers())
 	}
 }
 

@@ -56,6 +56,7 @@ type Judge func(*Described, *Verdict)
 // check is a question at /check with all the memory that it takes. It is pooled
 // by the server, since the judge goes by the server's routes.
 type check struct {
+	fault   error // what is wrong with the query of /check itself
 	judge   Judge
 	told    description
 	asked   Described
@@ -77,13 +78,13 @@ func (s *Server) newCheck() any { return &check{judge: s.NewJudge()} }
 // and the answer is that of the proxy listener, save that 200 stands for a request
 // that it would have forwarded.
 func (s *Server) check(x *exchange) {
-	x.check = s.checks.Get().(*check)
 	if !s.mayCheck(x) {
+		x.coverStatus()
 		return
 	}
 	defer func() { s.checkLatency.Update(time.Since(x.start).Seconds()) }()
-	if err := x.readDenyStatus(); err != nil {
-		x.refuse(fasthttp.StatusBadRequest, err.Error())
+	if x.check.fault != nil {
+		x.refuse(fasthttp.StatusBadRequest, x.check.fault.Error())
 		return
 	}
 	if err := x.describe(); err != nil {
@@ -133,11 +134,14 @@ func (x *exchange) refuseDescribed() {
 func (s *Server) decideDescribed(x *exchange) {
 	v := &x.check.verdict
 	x.request = v.Ask
+	if x.request.Limits == nil {
+		x.request.Limits = s.Limiter.Current() // as in allow
+	}
 	err := s.Limiter.Decide(&x.request, &x.decision)
 	v.Outcomes.Count(&x.decision, err)
 	x.decided = err == nil
 	if err == nil && !x.request.Shadow {
-		x.setRateLimit(s.fieldsFor(&x.request))
+		x.setRateLimit(fieldsFor(&x.request))
 	}
 	switch {
 	case err != nil:
@@ -159,11 +163,8 @@ func (s *Server) decideDescribed(x *exchange) {
 const maxToldResource = 256
 
 // fieldsFor are the fields of the limits that decide for r.
-func (s *Server) fieldsFor(r *limiter.Request) limiter.HeaderSet {
-	fields := s.Limiter.Headers()
-	if r.Limits != nil {
-		fields = r.Limits.Headers()
-	}
+func fieldsFor(r *limiter.Request) limiter.HeaderSet {
+	fields := r.Limits.Headers()
 	fields.Draft = fields.Draft && len(r.Resource) <= maxToldResource
 	return fields
 }
@@ -206,12 +207,52 @@ var (
 // replaceStatus gives a refusal the status that deny_status asks for, and tells
 // its own in X-R8limiter-Status: auth_request of nginx can read fields, not bodies.
 func (x *exchange) replaceStatus() {
-	if x.check.status == 0 {
+	if !x.hasDenyStatus() {
 		return
 	}
 	x.text = strconv.AppendInt(x.text[:0], int64(x.ctx.Response.StatusCode()), 10)
 	x.ctx.Response.Header.SetCanonical(nameStatus, x.text)
 	x.ctx.Response.SetStatusCode(x.check.status)
+}
+
+// coverStatus gives the refusal of whoever asks the status that deny_status asks for.
+// The client has no part in it and must not be told, nor asked for a token: without
+// X-R8limiter-Status and a challenge the proxy in front knows that it is itself at fault.
+func (x *exchange) coverStatus() {
+	if x.hasDenyStatus() {
+		x.ctx.Response.SetStatusCode(x.check.status)
+	}
+}
+
+// hasDenyStatus says that refusals get another status than their own.
+func (x *exchange) hasDenyStatus() bool { return x.check != nil && x.check.status != 0 }
+
+// replaceBroken is for a question that can't be read. Most of it is the client's, and so
+// is what is amiss, or too large; not the version of HTTP, nor how fast it comes.
+func (x *exchange) replaceBroken(status int) {
+	switch status {
+	case fasthttp.StatusBadRequest, fasthttp.StatusRequestEntityTooLarge, fasthttp.StatusRequestHeaderFieldsTooLarge:
+		x.replaceStatus()
+	default:
+		x.coverStatus()
+	}
+}
+
+// beginCheck takes memory for a question at /check and reads the query, before
+// anything is refused: that is what deny_status is for.
+func (s *Server) beginCheck(x *exchange) {
+	x.check = s.checks.Get().(*check)
+	if x.check.fault = x.readDenyStatus(); x.check.fault != nil {
+		x.check.status = 0
+	}
+}
+
+// endCheck gives it back.
+func (s *Server) endCheck(x *exchange) {
+	if x.check != nil {
+		x.check.forget()
+		s.checks.Put(x.check)
+	}
 }
 
 var (

@@ -109,7 +109,9 @@ func (s *Server) turnAway(x *exchange, challenge []byte, reason string) bool {
 		return false
 	}
 	s.guesses.slowDown(x.peer, s.stop)
-	x.ctx.Response.Header.SetCanonical(nameAuthenticate, challenge)
+	if !x.hasDenyStatus() { // else see coverStatus
+		x.ctx.Response.Header.SetCanonical(nameAuthenticate, challenge)
+	}
 	x.refuse(fasthttp.StatusUnauthorized, reason)
 	return false
 }
