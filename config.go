@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"reflect"
@@ -77,21 +78,47 @@ func (p *program) configFile(named string) string {
 // load reads and checks the configuration. Without a file it is the default. The
 // problems are errors alone; the warnings are the Config's.
 func (p *program) load(file string) (Config, []problem) {
-	return p.loadBeside(file, func(*Config) []string { return nil })
+	if file == "" {
+		return defaultConfig(), nil
+	}
+	data, err := readOnce(file)
+	if err != nil {
+		return defaultConfig(), unread(err, "name another file with -config")
+	}
+	return p.understand(data, func(*Config) []string { return nil })
 }
 
-// loadBeside is load for a gateway that runs. keep, called where the file has no
+// loadBeside is load for a gateway that runs: what is no regular file by now is a
+// problem, for it might never come to an end. keep, called where the file has no
 // problem, puts back what keeps its value until a restart and is the names of that:
 // what would then be in force is judged once more, for a part of it is not the file's.
 func (p *program) loadBeside(file string, keep func(*Config) []string) (Config, []problem) {
-	c := defaultConfig()
-	if file == "" {
-		return c, nil
-	}
-	data, err := os.ReadFile(file)
+	data, err := limiter.ReadSmallFile(file)
 	if err != nil {
-		return c, []problem{{line: 1, col: 1, text: fmt.Sprintf("read: %v; name another file with -config", err)}}
+		return defaultConfig(), unread(err, "the old configuration stays in force until there is a file again that can be read")
 	}
+	return p.understand(data, keep)
+}
+
+// readOnce reads a file that may be a pipe, as with -config /dev/stdin, but no more of
+// it than shows that it is too large.
+func readOnce(file string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxDocument+1))
+}
+
+// unread is the problem of a file that could not be read, with what follows from that.
+func unread(err error, advice string) []problem {
+	return []problem{{line: 1, col: 1, text: fmt.Sprintf("read: %v; %s", err, advice)}}
+}
+
+// understand decodes and judges what a file holds; keep is that of loadBeside.
+func (p *program) understand(data []byte, keep func(*Config) []string) (Config, []problem) {
+	c := defaultConfig()
 	doc, problems := decodeYAML(data, p.env, &c)
 	if len(doc.at) == 0 { // nothing could be read at all
 		return c, problems

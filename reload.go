@@ -2,10 +2,9 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"io"
-	"os"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -36,17 +35,22 @@ const (
 
 // reloads is what there is of a gateway's reloads between them.
 type reloads struct {
-	asked    chan struct{} // holds the wish of a signal
-	draining atomic.Bool
+	asked chan struct{} // holds the wish of a signal
+
+	// ending is held while a configuration is put in force and while a drain
+	// begins, so that nothing is put in force behind that. It is never held for long.
+	ending   sync.Mutex
+	draining atomic.Bool // set under ending
 
 	applied, unchanged, failed atomic.Uint64
 	lastFailed                 atomic.Bool
 	lastGood                   atomic.Int64 // Unix time
 	times                      atomic.Pointer[drainTimes]
 
-	mu      sync.Mutex        // one reload at a time; guards what follows
-	running Config            // in force
-	files   [sha256.Size]byte // digest of what the files that it names held
+	mu      sync.Mutex // one reload at a time; guards what follows
+	running Config     // in force
+	files   fileSums   // of those that it names
+	follows fileSums   // of those whose change is a reason to reload
 }
 
 // drainTimes are proxy.drain_delay and proxy.drain_timeout.
@@ -57,13 +61,13 @@ func (r *reloads) begin(c *Config) {
 	r.asked = make(chan struct{}, 1)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.files = c.digest()
-	r.goBy(c)
+	r.goBy(c, c.digest())
 }
 
-// goBy takes note of what is in force now. r.mu is held.
-func (r *reloads) goBy(c *Config) {
-	r.running = *c
+// goBy takes note of what is in force now, and of the files that it was made of. r.mu
+// is held.
+func (r *reloads) goBy(c *Config, files fileSums) {
+	r.running, r.files, r.follows = *c, files, c.followed(files)
 	r.times.Store(&drainTimes{c.Proxy.DrainDelay, c.Proxy.DrainTimeout})
 	r.lastGood.Store(time.Now().Unix())
 }
@@ -77,8 +81,11 @@ func (r *reloads) ask() {
 	}
 }
 
-// end lets no reload begin any more, and is how long the drain may take.
+// end lets no reload begin any more, nor one that is under way put anything in force,
+// without waiting for it. It is how long the drain may take.
 func (r *reloads) end() drainTimes {
+	r.ending.Lock()
+	defer r.ending.Unlock()
 	r.draining.Store(true)
 	return *r.times.Load()
 }
@@ -117,21 +124,26 @@ func (g *gateway) reload(cause string) (done admin.Reloaded) {
 		return done.NeedsRestart
 	})
 	c.Limiter.Redis = r.running.Limiter.Redis
+	done.Warnings = listed(c.warnings)
 	files := c.digest()
-	if len(problems) == 0 && files == r.files && c.isSame(&r.running) {
+	if len(problems) == 0 && maps.Equal(files, r.files) && c.isSame(&r.running) {
 		r.unchanged.Add(1)
 		r.succeed(log, &done)
 		return done
 	}
 	n, problems := g.prepare(&c, problems)
 	if len(problems) > 0 {
+		maps.Copy(r.follows, c.followed(files)) // what is wrong may be one of these
 		g.complain(log, problems)
 		return admin.Reloaded{Problems: listed(problems)}
 	}
-	g.commit(n)
+	if !g.commit(n) {
+		log.Warn().Msg(errDraining)
+		return admin.Reloaded{Refused: errDraining}
+	}
 	c.logWarnings(log, g.file)
-	r.goBy(&c)
-	r.files, done.Changed = files, true
+	r.goBy(&c, files)
+	done.Changed = true
 	r.applied.Add(1)
 	r.succeed(log, &done)
 	return done
@@ -223,9 +235,15 @@ func (g *gateway) prepare(c *Config, problems []problem) (*next, []problem) {
 	return n, problems
 }
 
-// commit puts n in force. It can't fail. A request goes to its end by the rules that
-// it began with, and those by their own limits.
-func (g *gateway) commit(n *next) {
+// commit puts n in force, which can't fail; it doesn't, and returns false, once a
+// drain has begun, for nobody would end what n starts. A request goes to its end by the
+// rules that it began with, and those by their own limits.
+func (g *gateway) commit(n *next) bool {
+	g.reloads.ending.Lock()
+	defer g.reloads.ending.Unlock()
+	if g.reloads.draining.Load() {
+		return false
+	}
 	g.limiter.Commit(n.limits)
 	g.proxy.Commit(n.rules)
 	g.rules.Store(n.rules)
@@ -234,6 +252,7 @@ func (g *gateway) commit(n *next) {
 		ring.commit()
 	}
 	g.level.set(n.config.Log.Level)
+	return true
 }
 
 // keep puts back into c what only a restart changes, as running has it, and names it.
@@ -279,23 +298,27 @@ func (c *Config) isSame(o *Config) bool {
 	return reflect.DeepEqual(c.Proxy, o.Proxy) && reflect.DeepEqual(c.Limiter, o.Limiter) && c.Log == o.Log && reflect.DeepEqual(c.Admin, o.Admin)
 }
 
-// digest is of what the files hold that c names and that a reload reads again. One
-// that can't be read counts as such.
-func (c *Config) digest() (sum [sha256.Size]byte) {
-	all := sha256.New()
-	read := func(path string) {
-		data, err := limiter.ReadSmallFile(path)
-		fmt.Fprintf(all, "%q %d %t\n", path, len(data), err == nil)
-		all.Write(data)
-	}
-	eachFile(reflect.ValueOf(c.Proxy), read)
-	eachFile(reflect.ValueOf(c.Admin), read)
-	all.Sum(sum[:0])
-	return sum
+// digest is of what the files hold that c names and that a reload reads again. It is
+// never of a later state than what is then made of them.
+func (c *Config) digest() fileSums {
+	sums := fileSums{}
+	eachFile(reflect.ValueOf(c.Proxy), sums.read)
+	eachFile(reflect.ValueOf(c.Admin), sums.read)
+	return sums
 }
 
-// eachFile calls f for every file that v names, in an order that is always the same:
-// the keys of files end in _file.
+// followed are those of c's files, of which sums has the digests, whose change is a
+// reason to reload: the keys of tokens, and with what upstreams are spoken to by TLS.
+// Who shows the listeners' own certificates follows them without a reload; those for
+// Redis are read at the start alone.
+func (c *Config) followed(sums fileSums) fileSums {
+	found, p := fileSums{}, c.Proxy
+	p.TLS = nil
+	eachFile(reflect.ValueOf(p), func(path string) { found[path] = sums[path] })
+	return found
+}
+
+// eachFile calls f for every file that v names: the keys of files end in _file.
 func eachFile(v reflect.Value, f func(path string)) {
 	switch v.Kind() {
 	case reflect.Pointer:
@@ -307,10 +330,8 @@ func eachFile(v reflect.Value, f func(path string)) {
 			eachFile(v.Index(i), f)
 		}
 	case reflect.Map:
-		keys := v.MapKeys()
-		slices.SortFunc(keys, func(a, b reflect.Value) int { return strings.Compare(a.String(), b.String()) })
-		for _, key := range keys {
-			eachFile(v.MapIndex(key), f)
+		for each := v.MapRange(); each.Next(); {
+			eachFile(each.Value(), f)
 		}
 	case reflect.Struct:
 		for i := range v.NumField() {
@@ -344,25 +365,42 @@ func watchOf(file string) *fileWatch {
 	return newFileWatch([]string{file}, zerolog.Nop())
 }
 
-// followFile reloads whenever the file has become another, until ctx ends. One that is
-// away is waited for; if it doesn't come that is told once, as what is wrong with it.
-func (g *gateway) followFile(ctx context.Context, w *fileWatch) {
+// followFiles reloads whenever the file, or one that it names and that is followed, has
+// become another, until ctx ends. One that is away is waited for; if it doesn't come
+// that is told once, as what is wrong with it.
+func (g *gateway) followFiles(ctx context.Context, w *fileWatch) {
+	w.turnTo(g.file, g.reloads.watched())
 	w.run(ctx, func() {
-		if awaitFile(ctx, g.file) {
-			g.reload("the file has changed")
+		if awaitFiles(ctx, append(g.reloads.needed(), g.file)) {
+			g.reload("a file has changed")
 		}
+		w.turnTo(g.file, g.reloads.watched())
 	})
 }
 
-// awaitFile returns when the file holds something, or after awayTime; false once ctx
+// watched are the files whose change is a reason to reload, besides the configuration.
+func (r *reloads) watched() fileSums {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.follows)
+}
+
+// needed are those of watched that the configuration in force was made of.
+func (r *reloads) needed() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Keys(r.running.followed(r.files)))
+}
+
+// awaitFiles returns when each file holds something, or after awayTime; false once ctx
 // has ended.
-func awaitFile(ctx context.Context, file string) bool {
+func awaitFiles(ctx context.Context, files []string) bool {
 	ctx, cancel := context.WithTimeout(ctx, awayTime)
 	defer cancel()
 	tick := time.NewTicker(awayPoll)
 	defer tick.Stop()
 	for {
-		if data, err := os.ReadFile(file); err == nil && len(data) > 0 {
+		if !slices.ContainsFunc(files, isAway) {
 			return true
 		}
 		select {
@@ -371,4 +409,10 @@ func awaitFile(ctx context.Context, file string) bool {
 		case <-tick.C:
 		}
 	}
+}
+
+// isAway says whether a file is missing or empty, or what can't be read as one.
+func isAway(file string) bool {
+	data, err := limiter.ReadSmallFile(file)
+	return err != nil || len(data) == 0
 }

@@ -74,7 +74,8 @@ func (p *program) serve(file string) int {
 }
 
 // keepUp lets what runs follow its files, and reloads when it is told to, until the
-// function that it returns is called, which waits for the end of it.
+// function that it returns is called, which waits for the end of it, but not for
+// ever: a file of a dead file server can't be waited for.
 func (g *gateway) keepUp(config *fileWatch) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -86,13 +87,25 @@ func (g *gateway) keepUp(config *fileWatch) (stop func()) {
 	running.Go(func() { g.followHangups(ctx) })
 	if config != nil {
 		config.log = g.log
-		running.Go(func() { g.followFile(ctx, config) })
+		running.Go(func() { g.followFiles(ctx, config) })
 	}
 	return func() {
 		cancel()
-		running.Wait()
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			running.Wait()
+		}()
+		select {
+		case <-ended:
+		case <-time.After(stopTime):
+			g.log.Warn().Msg("stopping while a file is still being read, which nobody waits for any longer")
+		}
 	}
 }
+
+// stopTime is how long a reload under way may take once the gateway is to end.
+const stopTime = 2 * time.Second
 
 // setLogTime says how all loggers of the process write times.
 var setLogTime = sync.OnceFunc(func() {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,19 +32,51 @@ const (
 // directory. Files may be missing for a while. It compares contents, so that
 // neither a touch nor a change elsewhere in the directory counts.
 type fileWatch struct {
-	paths []string
-	log   zerolog.Logger
-	every time.Duration       // recheckTime; less in tests
-	seen  [][sha256.Size]byte // by path, as of the last look; zero for a file that can't be read
-	bell  *fsnotify.Watcher   // nil where the system has none to give
+	paths  []string
+	log    zerolog.Logger
+	every  time.Duration     // recheckTime; less in tests
+	seen   fileSums          // as of the last look
+	turned bool              // to other paths, since the last look
+	bell   *fsnotify.Watcher // nil where the system has none to give
+}
+
+// fileSums are digests of what files held when they were read, by path; zero for one
+// that couldn't be.
+type fileSums map[string][sha256.Size]byte
+
+// read adds the digest of a file.
+func (s fileSums) read(path string) {
+	var sum [sha256.Size]byte
+	if data, err := limiter.ReadSmallFile(path); err == nil {
+		sum = sha256.Sum256(data)
+	}
+	s[path] = sum
 }
 
 // newFileWatch takes a first look. Who reads the files after that, and then
 // lets run tell of changes, misses none.
 func newFileWatch(paths []string, log zerolog.Logger) *fileWatch {
-	w := &fileWatch{paths: paths, log: log, every: recheckTime, seen: make([][sha256.Size]byte, len(paths))}
+	w := &fileWatch{paths: paths, log: log, every: recheckTime, seen: fileSums{}}
 	w.look()
 	return w
+}
+
+// turnTo watches one file and those of others from now on. What others says is what was
+// last read of them: a change since is told. It may be called before run, and by
+// the function that run calls.
+func (w *fileWatch) turnTo(file string, others fileSums) {
+	paths := append([]string{file}, slices.Sorted(maps.Keys(others))...)
+	if slices.Equal(paths, w.paths) {
+		return
+	}
+	seen := fileSums{}
+	maps.Copy(seen, others)
+	for _, path := range paths {
+		if sum, ok := w.seen[path]; ok {
+			seen[path] = sum
+		}
+	}
+	w.paths, w.seen, w.turned = paths, seen, true
 }
 
 // run calls changed, never twice at a time, after each change, until ctx ends.
@@ -63,7 +96,11 @@ func (w *fileWatch) run(ctx context.Context, changed func()) {
 		if w.look() {
 			changed()
 		}
-		if !wait(ctx, bell, tick.C) {
+		awaits := wait
+		if w.turned { // nobody listened for changes of the new ones yet
+			w.turned, awaits = false, settle
+		}
+		if !awaits(ctx, bell, tick.C) {
 			return
 		}
 	}
@@ -80,6 +117,11 @@ func wait(ctx context.Context, bell *fsnotify.Watcher, tick <-chan time.Time) bo
 	case <-bell.Events:
 	case <-bell.Errors: // an overflow: anything may have happened
 	}
+	return settle(ctx, bell, tick)
+}
+
+// settle returns when a burst of changes is over; false once ctx has ended.
+func settle(ctx context.Context, bell *fsnotify.Watcher, _ <-chan time.Time) bool {
 	settled := time.NewTimer(settleTime)
 	defer settled.Stop()
 	for {
@@ -96,14 +138,12 @@ func wait(ctx context.Context, bell *fsnotify.Watcher, tick <-chan time.Time) bo
 
 // look reads the files and says whether any of them has changed.
 func (w *fileWatch) look() (changed bool) {
-	for i, path := range w.paths {
-		var sum [sha256.Size]byte
-		if data, err := limiter.ReadSmallFile(path); err == nil {
-			sum = sha256.Sum256(data)
-		}
-		changed = changed || sum != w.seen[i]
-		w.seen[i] = sum
+	now := fileSums{}
+	for _, path := range w.paths {
+		now.read(path)
 	}
+	changed = !maps.Equal(now, w.seen)
+	w.seen = now
 	return changed
 }
 
