@@ -6,6 +6,10 @@ import (
 	"net/url"
 	"reflect"
 	"time"
+
+	"gopkg.in/yaml.v3"
+
+	"github.com/r8limiter/r8limiter/proxy"
 )
 
 // hidden stands where a secret was.
@@ -28,7 +32,8 @@ var secrets = map[string]bool{
 	"proxy.routes.match.query.*.regexp":   true,
 }
 
-// redacted is c as JSON can show it, by the file's keys and without secrets.
+// redacted is c as JSON can show it, by the file's keys, without secrets, and with the
+// defaults of what the file left out.
 func redacted(c *Config) any { return redact(reflect.ValueOf(*c), "") }
 
 func redact(v reflect.Value, path string) any {
@@ -66,6 +71,7 @@ func redact(v reflect.Value, path string) any {
 }
 
 func redactStruct(v reflect.Value, path string) any {
+	v = completed(v)
 	fields := map[string]any{}
 	for i := range v.NumField() {
 		name := v.Type().Field(i).Tag.Get("yaml")
@@ -79,6 +85,32 @@ func redactStruct(v reflect.Value, path string) any {
 		fields[name] = redact(v.Field(i), below)
 	}
 	return fields
+}
+
+// completed is a copy of a struct with the defaults of keys that were left out, as the
+// tags of its fields have them, and those that depend on another key.
+func completed(v reflect.Value) reflect.Value {
+	fresh := reflect.New(v.Type()).Elem()
+	fresh.Set(v)
+	switch c := fresh.Addr().Interface().(type) {
+	case *proxy.RouteConfig:
+		if c.Resource.String() == "" {
+			c.Resource, _ = proxy.ParseTemplate(c.Name) // Validate has: of a name that is none nothing is shown
+		}
+	case *proxy.HealthCheckConfig:
+		if c.Interval > 0 && c.Timeout == 0 {
+			c.Timeout = min(time.Second, c.Interval)
+		}
+	}
+	for i := range fresh.NumField() {
+		text, ok := v.Type().Field(i).Tag.Lookup("default")
+		if field := fresh.Field(i); ok && field.IsZero() {
+			var d decoder // a default has no variables
+			d.env, d.at, d.written = func(string) (string, bool) { return "", false }, positions{}, map[string]string{}
+			d.value(&yaml.Node{Kind: yaml.ScalarNode, Value: text}, "", field)
+		}
+	}
+	return fresh
 }
 
 // redactMap keeps the names: what lies below is found under ".*".

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"maps"
 	"strings"
 	"syscall"
 	"testing"
@@ -156,5 +157,60 @@ admin: {listen: "127.0.0.1:0", allow_token: sesame-allow-token-1}
 	s.signals <- syscall.SIGTERM
 	if code := <-s.exit; code != exitFine {
 		t.Errorf("exit code %d, want 0", code)
+	}
+}
+
+// What is shown is what is in force, not what the file says of it.
+func TestDefaultsAreShownWhereTheFileLeavesThemOut(t *testing.T) {
+	var shown struct {
+		Proxy struct {
+			APIKeys   map[string]any            `json:"api_keys"`
+			Upstreams map[string]map[string]any `json:"upstreams"`
+			Routes    []map[string]any          `json:"routes"`
+			TLS       any                       `json:"tls"`
+		} `json:"proxy"`
+		Limiter struct {
+			Resources map[string]map[string]any `json:"resources"`
+		} `json:"limiter"`
+	}
+	text := redactedText(t, `
+proxy:
+  listen: ":8080"
+  api_keys: {keys: [{sha256: 2c70e12b7a0646f92279f427c7b38e7334d8e5389cff167a1dc30e73f826b683, user_id: alice}]}
+  upstreams:
+    a: {targets: ["http://127.0.0.1:1"], health_check: {interval: 500ms}}
+    b: {targets: ["http://127.0.0.1:1"], retries: 0, queue_timeout: 0s, balance: least_conn}
+  routes:
+    - {name: first, upstream: a}
+    - {name: second, upstream: b, shadow: false, enforce: 0%, cost: 2, resource: other, user_id: "{host}"}
+limiter: {resources: {read: {capacity: 1, refill_rate: 1/s}}}
+`)
+	if err := json.Unmarshal([]byte(text), &shown); err != nil {
+		t.Fatal(err)
+	}
+	common := map[string]any{"connect_timeout": "2s", "response_timeout": "30s", "idle_timeout": "1m0s", "max_conns": 1024.0, "tls": nil}
+	with := func(fields map[string]any) map[string]any {
+		maps.Copy(fields, common)
+		return fields
+	}
+	target := []any{"http://127.0.0.1:1"}
+	check := map[string]any{"path": "/healthz", "interval": "500ms", "timeout": "500ms", "unhealthy_after": 3.0, "healthy_after": 2.0}
+	for i := range shown.Proxy.Routes {
+		delete(shown.Proxy.Routes[i], "match")
+	}
+	for what, each := range map[string]struct{ want, got any }{
+		"upstream a": {with(map[string]any{"targets": target, "balance": "round_robin", "queue_timeout": "100ms", "retries": 1.0, "health_check": check}), shown.Proxy.Upstreams["a"]},
+		"upstream b": {with(map[string]any{"targets": target, "balance": "least_conn", "queue_timeout": "0s", "retries": 0.0, "health_check": nil}), shown.Proxy.Upstreams["b"]},
+		"first": {map[string]any{"name": "first", "user_id": []any{"{client_ip}"}, "resource": "first", "plan": "", "cost": "1", "upstream": "a", "action": "limit",
+			"shadow": false, "enforce": "100%"}, shown.Proxy.Routes[0]},
+		"second": {map[string]any{"name": "second", "user_id": []any{"{host}"}, "resource": "other", "plan": "", "cost": "2", "upstream": "b", "action": "limit",
+			"shadow": false, "enforce": "0%"}, shown.Proxy.Routes[1]},
+		"header":    {"X-Api-Key", shown.Proxy.APIKeys["header"]},
+		"precision": {"exact", shown.Limiter.Resources["read"]["precision"]},
+		"tls":       {nil, shown.Proxy.TLS},
+	} {
+		if diff := cmp.Diff(each.want, each.got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", what, diff)
+		}
 	}
 }
