@@ -340,3 +340,55 @@ func TestRecipeWithoutTheGatewayFailsAsItSays(t *testing.T) {
 		}
 	}
 }
+
+// A gateway that is told of no host takes that of the question, which is a name that no
+// client sent.
+func TestRecipeRefusesRequestsWithoutAHost(t *testing.T) {
+	eachRecipe(t, func(t *testing.T, r *recipe) {
+		for _, raw := range []string{"GET /items HTTP/1.0\r\n\r\n", "GET /items HTTP/1.0\r\nHost:\r\n\r\n", "GET /items HTTP/1.1\r\nConnection: close\r\nHost: \r\n\r\n"} {
+			if answer := rawAnswer(r.front, raw); !strings.HasPrefix(answer, "HTTP/1.1 400 ") && !strings.HasPrefix(answer, "HTTP/1.0 400 ") {
+				t.Errorf("%q: got %.200q, want 400", raw, answer)
+			}
+		}
+		if answer := rawAnswer(r.front, "GET /items HTTP/1.0\r\nHost: a\r\n\r\n"); !strings.Contains(answer[:20], " 200 ") {
+			t.Errorf("HTTP/1.0 with a Host: got %.200q, want 200", answer)
+		}
+		if got := r.seen.Load(); got != 1 {
+			t.Errorf("%d requests reached the application, want 1", got)
+		}
+	})
+}
+
+func TestRecipeTellsWhatIsTheClientsFaultAndOnlyThat(t *testing.T) {
+	eachRecipe(t, func(t *testing.T, r *recipe) {
+		var many strings.Builder
+		for i := range 150 {
+			fmt.Fprintf(&many, "X-%d: y\r\n", i)
+		}
+		for what, fields := range map[string]string{"150 fields": many.String(), "a control character": "X: a\x01b\r\n"} {
+			answer := rawAnswer(r.front, "GET /items HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"+fields+"\r\n")
+			if status := answer[:min(13, len(answer))]; !strings.HasPrefix(status, "HTTP/1.1 4") {
+				t.Errorf("%s: got %.200q, want 400 or 431", what, answer)
+			}
+		}
+	})
+	token := "a-token-that-is-not-sent-at-all"
+	for name, each := range recipes {
+		t.Run(name+" without the token", func(t *testing.T) {
+			r := each.start(t, each.open...)
+			rules, err := os.ReadFile(r.gateway.file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			replace(t, r.gateway.file, strings.Replace(string(rules), "admin: {", "admin: {allow_token: "+token+", ", 1))
+			eventually(t, "the token is demanded", func() bool {
+				resp, _ := fetch(t, "GET", r.gateway.control+"/check/items", "X-Forwarded-For: 192.0.2.1")
+				return resp.StatusCode == 401
+			})
+			resp, body := r.from(t, "127.0.0.2", "GET", "/free")
+			if resp.StatusCode != 503 || resp.Header.Get("WWW-Authenticate") != "" || strings.Contains(body, "token") || r.seen.Load() != 0 {
+				t.Errorf("got %d %q %v, want 503 and no word of a token", resp.StatusCode, body, resp.Header)
+			}
+		})
+	}
+}

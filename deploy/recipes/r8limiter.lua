@@ -67,17 +67,29 @@ local function refuse(txn, status, headers, body)
   txn:done(reply)
 end
 
+-- unavailable answers for a gateway that has nothing to say to the client.
+local function unavailable(txn)
+  refuse(txn, 503, { ["retry-after"] = { "1" }, ["content-type"] = { "application/problem+json" } },
+    '{"type":"about:blank","title":"Service Unavailable","status":503}')
+end
+
 core.register_action("r8limiter", { "http-req" }, function(txn)
-  local res = core.httpclient():get({ url = gateway .. "/check", headers = describe(txn), timeout = 1000 })
+  -- The status of a refusal is in a field then, unless what it refuses is this script: a
+  -- wrong token is none of the client's business. What it can't read at all has its own.
+  local res = core.httpclient():get({ url = gateway .. "/check?deny_status=403", headers = describe(txn), timeout = 1000 })
   if not isAnswer(res) then
     if down ~= "open" then
-      refuse(txn, 503, { ["retry-after"] = { "1" }, ["content-type"] = { "application/problem+json" } },
-        '{"type":"about:blank","title":"Service Unavailable","status":503}')
+      unavailable(txn)
     end
     return
   end
   if res.status ~= 200 then
-    refuse(txn, res.status, res.headers, res.body)
+    local told = first(res.headers, "x-r8limiter-status")
+    if told or res.status ~= 403 then
+      refuse(txn, tonumber(told) or res.status, res.headers, res.body)
+    else
+      unavailable(txn)
+    end
     return
   end
   local policy, ratelimit = first(res.headers, "ratelimit-policy"), first(res.headers, "ratelimit")
