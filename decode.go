@@ -47,18 +47,36 @@ func (d *decoder) parse(text string) *yaml.Node {
 		return nil
 	}
 	in := yaml.NewDecoder(strings.NewReader(text))
-	var doc, second yaml.Node
-	if err := in.Decode(&doc); err != nil || len(doc.Content) == 0 || doc.Content[0].Tag == "!!null" {
-		d.problems = append(d.problems, syntaxProblem(text, err))
-		return nil
+	var doc, next yaml.Node
+	err := in.Decode(&doc)
+	if err == nil && isEmpty(&doc) {
+		err = skipEmpty(in, &next)
+	} else if err == nil {
+		err = in.Decode(&next)
 	}
-	if err := in.Decode(&second); err == nil {
-		d.report(&second, "", "a second document begins here; a configuration is one document")
-	} else if !errors.Is(err, io.EOF) {
+	switch {
+	case err == nil:
+		d.report(&next, "", "a second document begins here; a configuration is one document")
+	case isEmpty(&doc) || !errors.Is(err, io.EOF):
 		d.problems = append(d.problems, syntaxProblem(text, err))
+	}
+	if isEmpty(&doc) {
+		return nil
 	}
 	return doc.Content[0]
 }
+
+// skipEmpty reads the first document that holds something.
+func skipEmpty(in *yaml.Decoder, doc *yaml.Node) error {
+	for {
+		if err := in.Decode(doc); err != nil || !isEmpty(doc) {
+			return err
+		}
+	}
+}
+
+// isEmpty says whether a document holds nothing, or was not read.
+func isEmpty(doc *yaml.Node) bool { return len(doc.Content) == 0 || doc.Content[0].Tag == "!!null" }
 
 func (d *decoder) report(n *yaml.Node, path, text string) {
 	d.problems = append(d.problems, problem{line: max(n.Line, 1), col: max(n.Column, 1), path: path, text: text})

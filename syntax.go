@@ -145,16 +145,17 @@ type opening struct {
 // texts without quotes brackets are counted too.
 func openAt(text string) opening {
 	var places []int
-	quote, comment := -1, false
+	quote, comment, escaped := -1, false, false
 	for i, c := range []byte(text) {
 		first := i == 0 || strings.IndexByte(" \t\n[{,:", text[i-1]) >= 0 // of a value, or of a comment
 		switch {
 		case comment || c == '#' && first && quote < 0:
 			comment = c != '\n'
 		case quote >= 0:
-			if c == text[quote] && (c == '\'' || text[i-1] != '\\') {
+			if c == text[quote] && !escaped {
 				quote = -1
 			}
+			escaped = c == '\\' && !escaped && quote >= 0 && text[quote] == '"'
 		case (c == '"' || c == '\'') && first:
 			quote = i
 		case c == '[' || c == '{':
