@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
@@ -266,7 +267,7 @@ func (c *Config) validateTemplates(rt *RouteConfig, report func(key, problem str
 func (m *MatchConfig) validate(report func(key, problem string)) {
 	for i, host := range m.Host {
 		if !isHostPattern(host) {
-			report(elementOf(".host", m.Host, i), fmt.Sprintf("%q is no host name; write api.example.com or *.example.com, without a port", host))
+			report(elementOf(".host", m.Host, i), fmt.Sprintf("%q is no host name; write %s", host, hostLike(host)))
 		}
 	}
 	for i, path := range m.Path {
@@ -274,7 +275,7 @@ func (m *MatchConfig) validate(report func(key, problem string)) {
 			report(elementOf(".path", m.Path, i), "is empty; leave match.path out for any path")
 			continue
 		}
-		if _, err := parsePath(path); err != nil {
+		if err := checkPath(path); err != nil {
 			report(elementOf(".path", m.Path, i), err.Error())
 		}
 	}
@@ -302,14 +303,39 @@ func elementOf(key string, list []string, i int) string {
 	return fmt.Sprintf("%s[%d]", key, i)
 }
 
-// isHostPattern says whether host is a name, or *. and a name, without a port.
+// checkPath says what is wrong with a pattern of match.path.
+func checkPath(pattern string) error {
+	if path, query, found := strings.Cut(pattern, "?"); found && path != "" {
+		name, _, _ := strings.Cut(query, "=")
+		return fmt.Errorf("%q holds a query, which belongs in match.query: write the path alone, %q, and match.query: {%s: ...}", pattern, path, cmp.Or(name, "NAME"))
+	}
+	_, err := parsePath(pattern)
+	return err
+}
+
+// isHostPattern says whether host is a name, or *. and a name, without a port. It
+// has no dot at either end: requests are matched without the last one, and none has
+// the first.
 func isHostPattern(host string) bool {
 	host = strings.TrimPrefix(host, "*.")
-	if host == "" || strings.Contains(host, "*") {
+	if host == "" || strings.Contains(host, "*") || strings.Trim(host, ".") != host {
 		return false
 	}
 	name, ok := splitHost([]byte(host))
 	return ok && len(name) == len(host)
+}
+
+// hostLike is the pattern that was surely meant by one that is none, or what
+// patterns look like.
+func hostLike(host string) string {
+	like := strings.TrimRight(host, ".")
+	if name := strings.TrimLeft(strings.TrimPrefix(like, "*"), "."); name != like {
+		like = "*." + name // as in cookies, where .example.com is all below
+	}
+	if like == host || !isHostPattern(like) {
+		return "api.example.com or *.example.com, without a port"
+	}
+	return like
 }
 
 // validateCost checks a cost that is the same for every request.
