@@ -132,7 +132,7 @@ func TestCheckReportsAsJSON(t *testing.T) {
 		{[]string{"-config", "testdata/bad_limiter_numbers.yaml"}, exitUsage, findings{File: "testdata/bad_limiter_numbers.yaml", Problems: []finding{
 			{"error", 6, 20, "limiter.idempotency_ttl", "must be from 1ms to 168h, is 200h0m0s"},
 			{"error", 7, 13, "limiter.replicas", "must be from 1 to 10000 gateways, is 0"},
-			{"error", 8, 19, "limiter.on_store_error", "is empty; write local, allow or deny"},
+			{"error", 8, 19, "limiter.on_store_error", "is empty; write one of local, allow, deny, or leave the key out to get the default"},
 			{"error", 9, 20, "limiter.headers[1]", `"draft" is there twice; remove one`},
 		}}},
 		{[]string{"-config", "testdata/bad_syntax_tab.yaml"}, exitUsage, findings{File: "testdata/bad_syntax_tab.yaml", Problems: []finding{

@@ -181,10 +181,13 @@ func (d *decoder) checkTags(n *yaml.Node, path string, field reflect.StructField
 	}
 }
 
-// checkWord reports a word that is none of words. The empty one is for the package
-// to judge that the key belongs to.
+// checkWord reports a word that is none of words. That a variable is empty is for
+// the package to judge that the key belongs to: mostly it stands for the default.
 func (d *decoder) checkWord(n *yaml.Node, path, word string, words []string) {
-	if word != "" && !slices.Contains(words, word) {
+	switch {
+	case n.Value == "":
+		d.report(n, path, fmt.Sprintf("is empty; write one of %s, or leave the key out to get the default", strings.Join(words, ", ")))
+	case word != "" && !slices.Contains(words, word):
 		d.report(n, path, fmt.Sprintf("%q is none of %s%s", word, strings.Join(words, ", "), limiter.DidYouMean(word, words)))
 	}
 }

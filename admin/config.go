@@ -37,7 +37,7 @@ type TLSConfig struct {
 	CertFile string `yaml:"cert_file"`
 	// KeyFile is its private key; needed.
 	KeyFile string `yaml:"key_file"`
-	// MinVersion is the oldest version of TLS that is spoken: 1.2 (also "") or 1.3.
+	// MinVersion is the oldest version of TLS that is spoken: 1.2 (default) or 1.3.
 	MinVersion string `yaml:"min_version" enum:"1.2,1.3" default:"1.2"`
 	// ClientCAFile holds the authorities of which every client must show a
 	// certificate, whatever it asks for; "" for no such demand.

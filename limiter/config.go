@@ -53,11 +53,11 @@ type ResourceConfig struct {
 	RefillRate Rate `yaml:"refill_rate" json:"refill_rate,omitzero"`
 	// Limits are several in place of the one: all must allow, or none is charged.
 	Limits []LimitConfig `yaml:"limits" json:"limits,omitempty"`
-	// Precision is exact ("") or leased: then a gateway keeps some tokens of
+	// Precision is exact (default) or leased: then a gateway keeps some tokens of
 	// buckets with much demand in advance. The limits hold in both.
 	Precision string `yaml:"precision" enum:"exact,leased" default:"exact" json:"-"`
-	// OnStoreError says what decides about this resource while Redis does not; ""
-	// for limiter.on_store_error.
+	// OnStoreError says what decides about this resource while Redis does not.
+	// Default: what limiter.on_store_error says.
 	OnStoreError Policy `yaml:"on_store_error" enum:"local,allow,deny" json:"-"`
 }
 

@@ -53,7 +53,7 @@ type TLSConfig struct {
 	// Certificates are at least one. A client gets the first that goes with the
 	// name it asks for, else the first of all.
 	Certificates []CertificateConfig `yaml:"certificates"`
-	// MinVersion is the oldest version of TLS that is spoken: 1.2 (also "") or 1.3.
+	// MinVersion is the oldest version of TLS that is spoken: 1.2 (default) or 1.3.
 	MinVersion string `yaml:"min_version" enum:"1.2,1.3" default:"1.2"`
 }
 
