@@ -14,11 +14,12 @@ import (
 // verb is one of the commands that the program has.
 type verb struct {
 	name  string
-	args  string                  // as its usage shows them
-	about string                  // what it does, in a line
-	flags func(*flag.FlagSet)     // adds its options; nil for none
-	run   func(rest []string) int // rest is what stands behind the options
-	bare  bool                    // nothing may stand there
+	args  string                                 // as its usage shows them
+	about string                                 // what it does, in a line
+	flags func(*flag.FlagSet)                    // adds its options; nil for none
+	spell func(*flag.FlagSet, []string) []string // the arguments as flag takes them; nil: they are so already
+	run   func(rest []string) int                // rest is what stands behind the options
+	bare  bool                                   // nothing may stand there
 }
 
 // configUsage is what -config is.
@@ -46,10 +47,10 @@ func (p *program) verbs() []verb {
 			run:   func(logs []string) int { sim.logs = logs; return p.simulate(sim) },
 		},
 		{
-			name: "explain", args: "[-config FILE] [-ip ADDR] [-H 'Name: value']... [-u USER:PASSWORD] [-claim NAME=VALUE]... [-format text|json] METHOD URL",
-			about: "what becomes of a request, and why; spends nothing",
-			flags: line.addFlags,
-			run:   func(rest []string) int { return p.explain(line, rest) },
+			name: "explain", args: "[-config FILE] [-ip ADDR] [-H 'Name: value']... [-u USER:PASSWORD] [-b NAME=VALUE]... [-claim NAME=VALUE]... [-format text|json] METHOD URL",
+			about: "what becomes of a request, and why; spends nothing; takes the arguments of curl",
+			flags: line.addFlags, spell: asCurl,
+			run: func(rest []string) int { return p.explain(line, rest) },
 		},
 		{
 			name: "health", args: "[-url URL] [-ca FILE | -insecure] [-cert FILE -key FILE]", about: "ask a running instance whether it is ready",
@@ -92,6 +93,9 @@ func (p *program) carryOut(v *verb, args []string) int {
 	flags.SetOutput(io.Discard) // what is said, and where, is said here
 	if v.flags != nil {
 		v.flags(flags)
+	}
+	if v.spell != nil {
+		args = v.spell(flags, args)
 	}
 	err := flags.Parse(args)
 	switch {
