@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/rs/zerolog"
 
@@ -93,17 +94,54 @@ func (w *warner) clearText() {
 	}
 }
 
-// clearMatches warns of what must be exactly some secret.
+// clearMatches warns of what must be some secret, or one of a few, or begin or go on
+// like one.
 func (w *warner) clearMatches(path string, matches map[string]proxy.ValueMatch) {
 	for name := range matches {
-		at := path + name
-		if _, ok := w.written[at]; !ok {
-			at += ".exact"
+		if !proxy.IsSecretName(name) {
+			continue
 		}
-		if text := w.written[at]; proxy.IsSecretName(name) && text != "*" && isClear(text) {
-			w.warn(at, "is a secret in clear text: write ${NAME} and set that variable")
+		for key, isSecret := range map[string]func(string) bool{
+			"": isNotAny, ".exact": isNotEmpty, ".prefix": looksSecret, ".regexp": isSecretExpression,
+		} {
+			at := path + name + key
+			if text := w.written[at]; isClear(text) && isSecret(inFile(text)) {
+				w.warn(at, "is a secret in clear text: write ${NAME} and set that variable")
+			}
 		}
 	}
+}
+
+func isNotAny(text string) bool   { return text != "*" }
+func isNotEmpty(text string) bool { return text != "" }
+
+var (
+	// secretRun is what may be a secret; before = is the name of a cookie.
+	secretRun = regexp.MustCompile(`[A-Za-z0-9+/_~-]{8,}=?`)
+	// classText are the parts of an expression that stand for any of some characters.
+	classText = regexp.MustCompile(`\[[^\]]*\]|\{[^}]*\}|\\[A-Za-z]`)
+)
+
+// looksSecret says whether text has in it what is surely a part of a secret: it is
+// long, or of letters and digits. A scheme (Bearer) or kind of key (sk_live_) is not.
+func looksSecret(text string) bool {
+	for _, run := range secretRun.FindAllString(text, -1) {
+		if strings.HasSuffix(run, "=") {
+			continue
+		}
+		run = strings.TrimRight(run, "_-")
+		mixed := strings.ContainsAny(run, "0123456789") && strings.ContainsFunc(run, unicode.IsLetter)
+		if len(run) >= 16 || len(run) >= 8 && mixed {
+			return true
+		}
+	}
+	return false
+}
+
+// isSecretExpression says so of an expression: one that is no more than a list of texts
+// is as good as those.
+func isSecretExpression(text string) bool {
+	return !strings.ContainsAny(text, `.*+?[]{}^$`) || looksSecret(classText.ReplaceAllString(text, " "))
 }
 
 // isClear says whether the whole of a value stands in the file: written is
@@ -150,8 +188,10 @@ func (w *warner) names() {
 			path := fmt.Sprintf("proxy.routes[%d]", i)
 			w.resource(path, rt, asked)
 			w.plan(path, rt)
+			w.cost(path, rt)
 		}
 	}
+	w.keyPlans()
 	if !any && len(w.Proxy.Routes) > 0 {
 		w.unusedPlans(asked)
 	}
@@ -211,11 +251,8 @@ func (w *warner) plan(path string, rt *proxy.RouteConfig) {
 	switch {
 	case plan == "":
 		return
-	case len(w.Limiter.Plans) == 0:
-		w.warn(path+".plan", "changes nothing: limiter.plans is empty; add plans there, or take this out")
-		return
-	case isFixed(plan) && !known:
-		w.warn(path+".plan", fmt.Sprintf("plan %q is none of limiter.plans, so that it changes nothing%s", plan, limiter.DidYouMean(plan, sortedKeys(w.Limiter.Plans))))
+	case len(w.Limiter.Plans) == 0 || isFixed(plan) && !known:
+		w.warn(path+".plan", noPlan(plan, w.Limiter.Plans))
 		return
 	}
 	resource, fixed := resourceOf(rt)
@@ -229,6 +266,68 @@ func (w *warner) plan(path string, rt *proxy.RouteConfig) {
 			w.warn(path+".cost", fmt.Sprintf("is %d, but in plan %s resource %s holds %d tokens at most: no request of that plan can ever pass", cost, name, resource, most))
 		}
 	}
+}
+
+// placeholderText is a placeholder of a template.
+var placeholderText = regexp.MustCompile(`\{[^{}]*\}`)
+
+// cost warns of a fixed cost that no resource holds which a template may name: those
+// that are configured and have its literal parts, else the default. A template that
+// comes to nothing names the route.
+func (w *warner) cost(path string, rt *proxy.RouteConfig) {
+	template, fixed := resourceOf(rt)
+	cost, err := strconv.ParseInt(rt.Cost.String(), 10, 64)
+	if fixed || err != nil || rt.Shadow || rt.Enforce.IsNone() {
+		return
+	}
+	most := w.Limiter.Default.Smallest()
+	fits := fittingNames(template)
+	tables := []map[string]limiter.ResourceConfig{w.Limiter.Resources}
+	if rt.Plan.String() != "" {
+		tables = slices.AppendSeq(tables, maps.Values(w.Limiter.Plans))
+	}
+	for _, table := range tables {
+		for name, limits := range table {
+			if name == rt.Name || fits.MatchString(name) {
+				most = max(most, limits.Smallest())
+			}
+		}
+	}
+	if cost > most {
+		w.warn(path+".cost", fmt.Sprintf("is %d, but whatever resource %s names holds %d tokens at most: no request can ever pass", cost, template, most))
+	}
+}
+
+// fittingNames matches what a template may come to.
+func fittingNames(template string) *regexp.Regexp {
+	literal := placeholderText.Split(template, -1)
+	for i := range literal {
+		literal[i] = regexp.QuoteMeta(literal[i])
+	}
+	return regexp.MustCompile(`\A(?s:` + strings.Join(literal, ".+") + `)\z`)
+}
+
+// keyPlans warns of plans of API keys that are none, of each once.
+func (w *warner) keyPlans() {
+	if w.Proxy.APIKeys == nil {
+		return
+	}
+	told := map[string]bool{"": true}
+	for i, key := range w.Proxy.APIKeys.Keys {
+		if _, known := w.Limiter.Plans[key.Plan]; known || told[key.Plan] {
+			continue
+		}
+		told[key.Plan] = true
+		w.warn(fmt.Sprintf("proxy.api_keys.keys[%d].plan", i), noPlan(key.Plan, w.Limiter.Plans))
+	}
+}
+
+// noPlan is what to say of the name of a plan that is none.
+func noPlan(name string, plans map[string]map[string]limiter.ResourceConfig) string {
+	if len(plans) == 0 {
+		return "changes nothing: limiter.plans is empty; add plans there, or take this out"
+	}
+	return fmt.Sprintf("plan %q is none of limiter.plans, so that it changes nothing%s", name, limiter.DidYouMean(name, sortedKeys(plans)))
 }
 
 // unusedPlans warns of plans' resources that nobody asks for. asked are those that

@@ -104,6 +104,20 @@ type takers struct {
 	rest    []taker // whose path ends here with /*
 }
 
+// addAll adds all ways to rt.
+func (n *takers) addAll(rt *RouteConfig) error {
+	for _, text := range rt.Match.paths() {
+		path, err := parsePath(text)
+		if err != nil {
+			return err
+		}
+		for _, host := range rt.Match.hosts() {
+			n.add(&path, taker{rt, host})
+		}
+	}
+	return nil
+}
+
 func (n *takers) add(path *pathPattern, c taker) {
 	for i, s := range path.segments {
 		if path.isNamed(i) {

@@ -275,7 +275,7 @@ func (m *MatchConfig) validate(report func(key, problem string)) {
 			report(elementOf(".path", m.Path, i), "is empty; leave match.path out for any path")
 			continue
 		}
-		if err := checkPath(path); err != nil {
+		if err := checkPattern(path); err != nil {
 			report(elementOf(".path", m.Path, i), err.Error())
 		}
 	}
@@ -303,8 +303,8 @@ func elementOf(key string, list []string, i int) string {
 	return fmt.Sprintf("%s[%d]", key, i)
 }
 
-// checkPath says what is wrong with a pattern of match.path.
-func checkPath(pattern string) error {
+// checkPattern says what is wrong with a pattern of match.path.
+func checkPattern(pattern string) error {
 	if path, query, found := strings.Cut(pattern, "?"); found && path != "" {
 		name, _, _ := strings.Cut(query, "=")
 		return fmt.Errorf("%q holds a query, which belongs in match.query: write the path alone, %q, and match.query: {%s: ...}", pattern, path, cmp.Or(name, "NAME"))

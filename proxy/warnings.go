@@ -18,9 +18,11 @@ func (c *Config) Warn(warn func(path, text string)) {
 		}
 	}
 	c.warnOfUnreachable(warn)
+	c.warnOfOpenRoots(warn)
 	c.warnOfUnused(warn)
+	c.warnOfUnreadCredentials(warn)
 	for i := range c.Routes {
-		c.Routes[i].warn(func(key, text string) { warn(fmt.Sprintf("routes[%d]%s", i, key), text) })
+		c.warnOfRoute(&c.Routes[i], func(key, text string) { warn(fmt.Sprintf("routes[%d]%s", i, key), text) })
 	}
 }
 
@@ -36,8 +38,30 @@ func (c *Config) warnOfUnused(warn func(path, text string)) {
 	}
 }
 
-// warn reports by the key below the route, beginning with a dot.
-func (rt *RouteConfig) warn(warn func(key, text string)) {
+// warnOfUnreadCredentials reports what says who clients are, and is never asked: no
+// route that limits reads it, nor must every client show it.
+func (c *Config) warnOfUnreadCredentials(warn func(path, text string)) {
+	if len(c.Routes) == 0 {
+		return // as above
+	}
+	var r reads
+	for i := range c.Routes {
+		if rt := &c.Routes[i]; actions[rt.Action] == limitAction {
+			for _, t := range rt.templates() {
+				r.note(&t)
+			}
+		}
+	}
+	if c.JWT != nil && !c.JWT.Required && !r.token {
+		warn("jwt", "no route that limits reads {jwt.CLAIM}, and required is false, so that no token is ever looked at: read it, as in user_id: [\"{jwt.sub}\", \"{client_ip}\"], write required: true, or take this out")
+	}
+	if c.APIKeys != nil && !c.APIKeys.Required && !r.key {
+		warn("api_keys", "no route that limits reads {api_key.user_id} or {api_key.plan}, and required is false, so that no key is ever looked at: read it, as in user_id: [\"{api_key.user_id}\", \"{client_ip}\"], write required: true, or take this out")
+	}
+}
+
+// warnOfRoute reports by the key below the route, beginning with a dot.
+func (c *Config) warnOfRoute(rt *RouteConfig, warn func(key, text string)) {
 	for _, name := range sortedKeys(rt.Match.Headers) {
 		if isClientSaid(name) {
 			warn(".match.headers."+name, "is sent by whoever likes to; write match.client_ip, for which X-Forwarded-For is believed from trusted_proxies alone")
@@ -57,18 +81,12 @@ func (rt *RouteConfig) warn(warn func(key, text string)) {
 	if rt.Enforce.IsNone() {
 		warn(".enforce", "is 0%, so that nobody is denied; write shadow: true, which says so, or a share above 0%")
 	}
-	rt.warnOfMissingUser(warn)
+	c.warnOfMissingUser(rt, warn)
 	rt.warnOfUnneededUsers(warn)
+	rt.warnOfHostAsUser(warn)
 	rt.warnOfChosenResource(warn)
-	templates := map[string]Template{".resource": rt.Resource, ".plan": rt.Plan, ".cost": rt.Cost}
-	for i, t := range rt.UserID {
-		templates[fmt.Sprintf(".user_id[%d]", i)] = t
-	}
-	for key, t := range templates {
-		for _, p := range placeholdersOf(t) {
-			p.warn(key, warn)
-		}
-	}
+	rt.warnOfChosenCost(warn)
+	rt.warnOfPlaceholders(warn)
 }
 
 // warnOfIgnored reports what a route says about limits that it does not have.
@@ -79,125 +97,6 @@ func (rt *RouteConfig) warnOfIgnored(warn func(key, text string)) {
 		if isSet {
 			warn(key, fmt.Sprintf("is not looked at, as action %s charges nothing; take one of the two out", rt.Action))
 		}
-	}
-}
-
-// warnOfUnneededUsers reports templates of user_id behind one that always has a value.
-func (rt *RouteConfig) warnOfUnneededUsers(warn func(key, text string)) {
-	mayBeEmpty := func(p placeholder) bool { return !p.isNeverEmpty(&rt.Match) }
-	for i, t := range rt.UserID[:max(0, len(rt.UserID)-1)] {
-		if !slices.ContainsFunc(placeholdersOf(t), mayBeEmpty) {
-			warn(fmt.Sprintf(".user_id[%d]", i+1), fmt.Sprintf("is never tried: %q before it is never empty; change their order, or take this out", t))
-			return
-		}
-	}
-}
-
-// warnOfChosenResource reports a resource that clients name as they like: each new name
-// has full buckets.
-func (rt *RouteConfig) warnOfChosenResource(warn func(key, text string)) {
-	if len(rt.Match.ClientIP) > 0 {
-		return // who may come here is told by address
-	}
-	for _, p := range placeholdersOf(rt.Resource) {
-		if p.isClients() && !p.isBoundBy(&rt.Match) {
-			warn(".resource", fmt.Sprintf("{%s} is what a client likes to send, and each new value has a full bucket: nobody is held to anything; say in match which values there are, as in {regexp: \"read|write\"}, or take it from {jwt.NAME} or {path.NAME}", p.text))
-		}
-	}
-}
-
-// warnOfMissingUser reports a user that the client may leave out, after whom
-// nothing comes.
-func (rt *RouteConfig) warnOfMissingUser(warn func(key, text string)) {
-	if len(rt.UserID) == 0 || !slices.ContainsFunc(placeholdersOf(rt.UserID[len(rt.UserID)-1]), placeholder.isClients) {
-		return
-	}
-	for _, t := range rt.UserID {
-		if !slices.ContainsFunc(placeholdersOf(t), func(p placeholder) bool { return p.isEmptyFor(&rt.Match) }) {
-			return
-		}
-	}
-	warn(".user_id", fmt.Sprintf("has no fallback: requests without it are all counted by {client_ip}; if that is meant write [%s, \"{client_ip}\"]", quotedList(rt.UserID)))
-}
-
-func quotedList(templates []Template) string {
-	var all []string
-	for _, t := range templates {
-		all = append(all, fmt.Sprintf("%q", t))
-	}
-	return strings.Join(all, ", ")
-}
-
-// placeholder is one of a template, taken apart.
-type placeholder struct {
-	text    string // as it was written, without the braces
-	kind    string // as header
-	name    string // of the header or the like; "" where the kind takes none
-	filters []string
-}
-
-var placeholderText = regexp.MustCompile(`\{([^{}]*)\}`)
-
-// placeholdersOf are those of a template, in order.
-func placeholdersOf(t Template) (all []placeholder) {
-	for _, m := range placeholderText.FindAllStringSubmatch(t.text, -1) {
-		source, filters, _ := strings.Cut(m[1], "|")
-		kind, name, _ := strings.Cut(source, ".")
-		all = append(all, placeholder{m[1], kind, name, strings.Split(filters, "|")})
-	}
-	return all
-}
-
-// isClients says whether the client may send what p reads or not, as it likes.
-func (p placeholder) isClients() bool {
-	return p.kind == "header" || p.kind == "query" || p.kind == "cookie" || p.kind == "basic_user"
-}
-
-// matcher is what m wants the value of p to be.
-func (p placeholder) matcher(m *MatchConfig) (v ValueMatch, ok bool) {
-	switch p.kind {
-	case "header":
-		for name, v := range m.Headers {
-			if strings.EqualFold(name, p.name) {
-				return v, true
-			}
-		}
-	case "query":
-		v, ok = m.Query[p.name]
-	}
-	return v, ok
-}
-
-// isBoundBy says whether m asks for more of p than that it is there.
-func (p placeholder) isBoundBy(m *MatchConfig) bool {
-	v, ok := p.matcher(m)
-	return ok && !v.Present
-}
-
-// isNeverEmpty says whether p surely has a value in every request that m matches.
-func (p placeholder) isNeverEmpty(m *MatchConfig) bool {
-	v, ok := p.matcher(m)
-	return ok && v.Exact+v.Prefix != "" || slices.Contains([]string{"client_ip", "method", "route"}, p.kind)
-}
-
-// isEmptyFor says whether p may be empty, or not be there at all, in requests that m
-// matches: a value that is asked for but empty is no slip of the file.
-func (p placeholder) isEmptyFor(m *MatchConfig) bool {
-	_, isAsked := p.matcher(m)
-	switch p.kind {
-	case "client_ip", "path", "host", "method", "route":
-		return false
-	}
-	return !isAsked
-}
-
-// warn reports what p should not read at all, or not as it is.
-func (p placeholder) warn(key string, warn func(key, text string)) {
-	switch {
-	case p.kind == "header" && isClientSaid(p.name):
-		warn(key, fmt.Sprintf("{%s} is whatever a client likes to send; write {client_ip}, for which X-Forwarded-For is believed from trusted_proxies alone", p.text))
-	case p.isClients() && IsSecretName(p.name) && !slices.Contains(p.filters, "sha256") && key != ".cost":
-		warn(key, fmt.Sprintf("{%s} looks like a secret, and would stand in Redis, logs and /admin as it is; write {%s|sha256}", p.text, p.text))
 	}
 }
 
