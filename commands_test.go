@@ -50,10 +50,10 @@ func TestHelpIsOfTheCommand(t *testing.T) {
 		"serve -h":        "-config FILE",
 		"check -help":     "-config FILE,-format FORM,-strict",
 		"simulate -h":     "-config FILE,-decisions FILE,-fields MAP,-format FORM,-host HOST,-o FILE,-output FORM,-target SHARE,-top USERS",
-		"explain /x -h":   "-A TEXT,-H 'Name: value',-I,-X METHOD,-b NAME=VALUE,-claim NAME=VALUE,-config FILE,-cookie NAME=VALUE,-format FORM,-head,-header 'Name: value',-i,-ip ADDRESS,-k,-request METHOD,-s,-u USER:PASSWORD,-user USER:PASSWORD,-user-agent TEXT,-v",
+		"explain /x -h":   "-A TEXT,-H 'Name: value',-I,-L,-S,-X METHOD,-b NAME=VALUE,-claim NAME=VALUE,-config FILE,-cookie NAME=VALUE,-format FORM,-head,-header 'Name: value',-i,-ip ADDRESS,-k,-request METHOD,-s,-u USER:PASSWORD,-user USER:PASSWORD,-user-agent TEXT,-v",
 		"health --help":   "-ca FILE,-cert FILE,-config FILE,-insecure,-key FILE,-url URL",
 		"version -h":      "",
-		"explain -h /x y": "-A TEXT,-H 'Name: value',-I,-X METHOD,-b NAME=VALUE,-claim NAME=VALUE,-config FILE,-cookie NAME=VALUE,-format FORM,-head,-header 'Name: value',-i,-ip ADDRESS,-k,-request METHOD,-s,-u USER:PASSWORD,-user USER:PASSWORD,-user-agent TEXT,-v",
+		"explain -h /x y": "-A TEXT,-H 'Name: value',-I,-L,-S,-X METHOD,-b NAME=VALUE,-claim NAME=VALUE,-config FILE,-cookie NAME=VALUE,-format FORM,-head,-header 'Name: value',-i,-ip ADDRESS,-k,-request METHOD,-s,-u USER:PASSWORD,-user USER:PASSWORD,-user-agent TEXT,-v",
 	} {
 		code, stdout, stderr := command(strings.Fields(line)...)
 		var got []string

@@ -179,6 +179,7 @@ func TestExplainTakesArgumentsAsCurlDoes(t *testing.T) {
 		{[]string{"-Acurl/8", "/x"}, question{method: "GET", target: "/x", headers: [][2]string{{"User-Agent", "curl/8"}}}},
 		{[]string{"--user-agent", "a b", "/x"}, question{method: "GET", target: "/x", headers: [][2]string{{"User-Agent", "a b"}}}},
 		{[]string{"-s", "-k", "/x", "-i", "-v"}, question{method: "GET", target: "/x"}},
+		{[]string{"-sSL", "/x"}, question{method: "GET", target: "/x"}},
 		{[]string{"-skI", "/x"}, question{method: "HEAD", target: "/x"}},
 		{[]string{"-siXPOST", "/x"}, question{method: "POST", target: "/x"}},
 		{[]string{"-sX", "POST", "/x"}, question{method: "POST", target: "/x"}},

@@ -5,7 +5,9 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 )
 
@@ -50,6 +52,12 @@ func randomRoutes(t *testing.T, r *rand.Rand) (routes []RouteConfig) {
 // matched are the routes that some request matches, by index.
 func matched(t *testing.T, routes []RouteConfig) map[int]bool {
 	t.Helper()
+	return matchedAt(t, routes, "/", "/x", "/x/", "/x/y", "/z", "/z/y", "/x/y/z")
+}
+
+// matchedAt are those that some request to one of these paths matches.
+func matchedAt(t *testing.T, routes []RouteConfig, paths ...string) map[int]bool {
+	t.Helper()
 	rules, err := NewRules(Config{Routes: routes, Limits: defaultLimits()})
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +66,7 @@ func matched(t *testing.T, routes []RouteConfig) map[int]bool {
 	var a Asked
 	var j Judgement
 	for _, host := range []string{"a.test", "b.a.test", "c.test", "other"} {
-		for _, path := range []string{"/", "/x", "/x/", "/x/y", "/z", "/z/y", "/x/y/z"} {
+		for _, path := range paths {
 			for _, query := range []string{"", "?q=1", "?q=12", "?q=0", "?q="} {
 				for _, value := range []string{"none", "1", "12", "0", ""} {
 					for _, peer := range []string{"10.1.0.1", "10.2.0.1", "1.1.1.1", "::1"} {
@@ -78,6 +86,41 @@ func matched(t *testing.T, routes []RouteConfig) map[int]bool {
 		}
 	}
 	return found
+}
+
+// Where /x/* of a route that blocks is said to leave /x open, a request to /x that the
+// route would block, were it listed, is taken by the route that is named.
+func TestOpenRootsAreTakenByTheRouteThatIsNamed(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	text := regexp.MustCompile(`^(\S+) is not of \S+, so that route (\d) takes it; `)
+	said := 0
+	for range 4000 {
+		routes := randomRoutes(t, r)
+		for i := range routes {
+			routes[i].Action = pick(r, []string{"limit", "block"})
+		}
+		c := Config{Routes: routes}
+		c.warnOfOpenRoots(func(path, problem string) {
+			var at int
+			if _, err := fmt.Sscanf(path, "routes[%d].match.path", &at); err != nil {
+				t.Fatalf("%s: %v", path, err)
+			}
+			m := text.FindStringSubmatch(problem)
+			root := strings.ReplaceAll(m[1], "{n}", "x")
+			by, _ := strconv.Atoi(m[2])
+			listed := slices.Clone(routes)
+			listed[at].Match.Path = append(slices.Clone(listed[at].Match.Path), m[1])
+			if !matchedAt(t, listed, root)[at] {
+				return // by none of the requests that are tried
+			}
+			if said++; !matchedAt(t, routes, root)[by] || routes[by].Action == "block" {
+				t.Errorf("%s: %s, but it is not in %s", path, problem, written(routes))
+			}
+		})
+	}
+	if said < 10 {
+		t.Errorf("only %d were said", said)
+	}
 }
 
 // Whatever is said to be unreachable no request must reach. That all that is
