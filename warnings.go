@@ -163,17 +163,23 @@ func (w *warner) plan(path string, rt *proxy.RouteConfig) {
 // placeholderText is a placeholder of a template.
 var placeholderText = regexp.MustCompile(`\{[^{}]*\}`)
 
-// cost warns of a fixed cost that no resource holds which a template may name: those
-// that are configured and have its literal parts, else the default. A template that
-// comes to nothing names the route.
+// cost warns of a fixed cost that no resource holds which a template may name.
 func (w *warner) cost(path string, rt *proxy.RouteConfig) {
 	template, fixed := resourceOf(rt)
 	cost, err := strconv.ParseInt(rt.Cost.String(), 10, 64)
-	if fixed || err != nil || rt.Shadow || rt.Enforce.IsNone() {
+	if fixed || err != nil || rt.Shadow || rt.Enforce.IsNone() || cost <= w.Limiter.Default.Smallest() {
 		return
 	}
-	most := w.Limiter.Default.Smallest()
-	fits := fittingNames(template)
+	if most := w.mostOf(template, rt); cost > most {
+		w.warn(path+".cost", fmt.Sprintf("is %d, but whatever resource %s names holds %d tokens at most: no request can ever pass", cost, template, most))
+	}
+}
+
+// mostOf is what the resources hold at most that a route's template may name: those
+// that are configured and have its literal parts, else the default. A template that
+// comes to nothing names the route.
+func (w *warner) mostOf(template string, rt *proxy.RouteConfig) int64 {
+	most, fits := w.Limiter.Default.Smallest(), fittingNames(template)
 	tables := []map[string]limiter.ResourceConfig{w.Limiter.Resources}
 	if rt.Plan.String() != "" {
 		tables = slices.AppendSeq(tables, maps.Values(w.Limiter.Plans))
@@ -185,9 +191,7 @@ func (w *warner) cost(path string, rt *proxy.RouteConfig) {
 			}
 		}
 	}
-	if cost > most {
-		w.warn(path+".cost", fmt.Sprintf("is %d, but whatever resource %s names holds %d tokens at most: no request can ever pass", cost, template, most))
-	}
+	return most
 }
 
 // fittingNames matches what a template may come to.

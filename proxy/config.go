@@ -173,7 +173,8 @@ type MatchConfig struct {
 	// Host is one of these: exact, or *.example.com for every host below example.com.
 	Host []string `yaml:"host"`
 	// Path is one of these: exact; a segment {name} matches any one segment, a last
-	// segment * matches any rest.
+	// segment * matches any rest: /x/* is all below /x, and not /x, which is another
+	// path than /x/ and /X.
 	Path []string `yaml:"path"`
 	// Methods are compared as they are written.
 	Methods []string `yaml:"methods"`

@@ -22,7 +22,7 @@ func (c *Config) warnOfUnreachable(warn func(path, text string)) {
 		}
 		ways.warn(rt, func(key, text string) { warn(fmt.Sprintf("routes[%d]%s", i, key), text) })
 		for _, w := range ways {
-			earlier.add(&w.path, taker{rt, w.host})
+			earlier.add(&w.path, taker{i, rt, w.host})
 		}
 	}
 }
@@ -92,6 +92,7 @@ func (ws matchWays) takers(of func(matchWay) bool) string {
 
 // taker is one host of a route, found by one of its paths.
 type taker struct {
+	at    int // of the route in the file
 	route *RouteConfig
 	host  string // "" for any
 }
@@ -102,20 +103,6 @@ type takers struct {
 	named   *takers
 	here    []taker // whose path ends here, in file order
 	rest    []taker // whose path ends here with /*
-}
-
-// addAll adds all ways to rt.
-func (n *takers) addAll(rt *RouteConfig) error {
-	for _, text := range rt.Match.paths() {
-		path, err := parsePath(text)
-		if err != nil {
-			return err
-		}
-		for _, host := range rt.Match.hosts() {
-			n.add(&path, taker{rt, host})
-		}
-	}
-	return nil
 }
 
 func (n *takers) add(path *pathPattern, c taker) {
@@ -148,11 +135,7 @@ func (p *pathPattern) isNamed(i int) bool { return p.segments[i] == "" && !p.isT
 // names are those of the routes that take all requests of a way to rt: one for
 // each of its methods. nil: some are left.
 func (n *takers) names(rt *RouteConfig, w *matchWay) (names []string) {
-	methods := rt.Match.Methods
-	if len(methods) == 0 {
-		methods = []string{""}
-	}
-	for _, method := range methods {
+	for _, method := range rt.Match.anyMethods() {
 		found := n.find(w, 0, func(c taker) bool { return c.takes(rt, w.host, method) })
 		if found == nil {
 			return nil
@@ -160,6 +143,14 @@ func (n *takers) names(rt *RouteConfig, w *matchWay) (names []string) {
 		names = append(names, found.Name)
 	}
 	return names
+}
+
+// anyMethods are those of the match; "" stands for any.
+func (m *MatchConfig) anyMethods() []string {
+	if len(m.Methods) == 0 {
+		return []string{""}
+	}
+	return m.Methods
 }
 
 // find is a route that takes; its paths match whatever the way's does from segment at on.

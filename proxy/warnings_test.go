@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // pick is one of all.
@@ -170,6 +171,22 @@ func TestUnreachableRoutesAreReachedByNoRequest(t *testing.T) {
 	t.Logf("unreachable: %d said, %d not; parts: %d said", said, unsaid, parts)
 	if said < 20 || parts < 5 || unsaid > said {
 		t.Errorf("of the unreachable routes %d are said and %d not, of parts %d", said, unsaid, parts)
+	}
+}
+
+// A file of the largest size is checked in a moment.
+func TestManyBlockedPathsAreJudgedInNoTime(t *testing.T) {
+	var c Config
+	for i := range 5000 {
+		c.Routes = append(c.Routes, RouteConfig{Name: fmt.Sprint("b", i), Action: "block", Match: MatchConfig{Path: []string{fmt.Sprintf("/x%d/*", i)}}})
+	}
+	for i := range 5000 {
+		c.Routes = append(c.Routes, RouteConfig{Name: fmt.Sprint("r", i), Match: MatchConfig{Path: []string{fmt.Sprintf("/x%d", i)}}})
+	}
+	start, said := time.Now(), 0
+	c.warnOfOpenRoots(func(string, string) { said++ })
+	if took := time.Since(start); said != 5000 || took > 2*time.Second {
+		t.Errorf("%d were said in %v", said, took)
 	}
 }
 

@@ -2,13 +2,20 @@ package proxy
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
 // warnOfOpenRoots reports /x/* of a route that blocks where a later one takes /x,
 // which is not of that pattern. It errs to the side of saying nothing: the later
-// route alone takes every request to /x that the earlier ones leave.
+// route alone takes every request to /x with some method that the earlier ones leave.
 func (c *Config) warnOfOpenRoots(warn func(path, text string)) {
+	all := &takers{}
+	for i := range c.Routes {
+		if all.addAll(i, &c.Routes[i]) != nil {
+			return // reported as an error
+		}
+	}
 	for i := range c.Routes {
 		rt := &c.Routes[i]
 		if actions[rt.Action] != blockAction {
@@ -19,34 +26,79 @@ func (c *Config) warnOfOpenRoots(warn func(path, text string)) {
 			if !found || root == "" {
 				continue
 			}
-			if by := c.takerOfRoot(i, root); by != "" {
+			if by := all.takerOfRoot(i, rt, root); by != nil {
 				warn(fmt.Sprintf("routes[%d]%s", i, elementOf(".match.path", rt.Match.Path, p)),
-					fmt.Sprintf("%s is not of %s, so that route %s takes it; write both, as in path: [%q, %q]", root, text, by, root, text))
+					fmt.Sprintf("%s is not of %s, so that route %s takes it; write both, as in path: [%q, %q]", root, text, by.Name, root, text))
 			}
 		}
 	}
 }
 
-// takerOfRoot is the route behind route i that does not block, and takes what that
-// one would if it had the path root; "" if there is none.
-func (c *Config) takerOfRoot(i int, root string) string {
-	wanted := c.Routes[i]
-	wanted.Match.Path = []string{root}
-	before := &takers{}
-	for j := range c.Routes {
-		rt, own := &c.Routes[j], &takers{}
-		if j > i && actions[rt.Action] != blockAction && own.addAll(rt) == nil {
-			open, _ := before.waysOf(&wanted)
-			taken, _ := own.waysOf(&wanted)
-			for k := range open {
-				if len(open[k].takenBefore) == 0 && len(taken[k].takenBefore) > 0 {
-					return rt.Name
-				}
-			}
+// addAll adds all ways to rt, which is route i.
+func (n *takers) addAll(i int, rt *RouteConfig) error {
+	for _, text := range rt.Match.paths() {
+		path, err := parsePath(text)
+		if err != nil {
+			return err
 		}
-		if before.addAll(rt) != nil {
-			return "" // reported as an error
+		for _, host := range rt.Match.hosts() {
+			n.add(&path, taker{i, rt, host})
 		}
 	}
-	return ""
+	return nil
+}
+
+// takerOfRoot is the route that takes what rt, which is route i, would if it had the
+// path root; nil if that is one before, or one that blocks.
+func (n *takers) takerOfRoot(i int, rt *RouteConfig, root string) *RouteConfig {
+	path, err := parsePath(root)
+	if err != nil {
+		return nil
+	}
+	for _, host := range rt.Match.hosts() {
+		for _, method := range rt.Match.anyMethods() {
+			takes := func(c taker) bool { return c.takes(rt, host, method) }
+			by := n.first(&matchWay{host: host, path: path}, 0, takes)
+			if by != nil && by.at > i && actions[by.route.Action] != blockAction {
+				return by.route
+			}
+		}
+	}
+	return nil
+}
+
+// first is the one of all that take which stands first in the file. Its paths match
+// whatever the way's does from segment at on, which has no rest.
+func (n *takers) first(w *matchWay, at int, takes func(taker) bool) (best *taker) {
+	if n == nil {
+		return nil
+	}
+	if at == len(w.path.segments) {
+		return firstOf(n.here, takes)
+	}
+	best = firstOf(n.rest, takes)
+	s, named := w.path.segments[at], w.path.isNamed(at)
+	if !named {
+		best = firstOfTwo(best, n.literal[s].first(w, at+1, takes))
+	}
+	if named || s != "" { // a name stands for no empty segment
+		best = firstOfTwo(best, n.named.first(w, at+1, takes))
+	}
+	return best
+}
+
+// firstOf is the first that takes; nil for none.
+func firstOf(all []taker, takes func(taker) bool) *taker {
+	if i := slices.IndexFunc(all, takes); i >= 0 {
+		return &all[i]
+	}
+	return nil
+}
+
+// firstOfTwo is the one that stands first in the file; either may be nil.
+func firstOfTwo(a, b *taker) *taker {
+	if a == nil || b != nil && b.at < a.at {
+		return b
+	}
+	return a
 }
