@@ -6,8 +6,9 @@ import (
 	"strings"
 )
 
-// router finds the first route that matches, in a time that does not grow
-// with the number of routes: hosts and literal segments are looked up, not compared.
+// router finds the first route that matches, in a time that does not grow with the
+// number of routes: hosts, literal segments and exact values are looked up, not
+// compared. It is built by add, for each route, and index.
 type router struct {
 	exact    map[string]*pathNode
 	wildcard map[string]*pathNode // by what follows the star, ".example.com"
@@ -20,8 +21,8 @@ type router struct {
 type pathNode struct {
 	literal map[string]*pathNode
 	named   *pathNode
-	here    []*way // whose pattern ends here, in file order
-	rest    []*way // whose pattern ends here with /*
+	here    wayIndex // of the ways whose pattern ends here
+	rest    wayIndex // of those whose pattern ends here with /*
 }
 
 func newRouter() *router {
@@ -84,10 +85,32 @@ func (n *pathNode) add(w *way) {
 		}
 	}
 	if w.path.rest {
-		n.rest = append(n.rest, w)
+		n.rest.ways = append(n.rest.ways, w)
 		return
 	}
-	n.here = append(n.here, w)
+	n.here.ways = append(n.here.ways, w)
+}
+
+// index makes the many ways of one node quick to choose from, once all were added.
+func (rt *router) index() {
+	x := indexer{}
+	rt.any.index(x)
+	for _, roots := range []map[string]*pathNode{rt.exact, rt.wildcard} {
+		for _, n := range roots {
+			n.index(x)
+		}
+	}
+}
+
+func (n *pathNode) index(x indexer) {
+	x.split(&n.here, nil)
+	x.split(&n.rest, nil)
+	for _, next := range n.literal {
+		next.index(x)
+	}
+	if n.named != nil {
+		n.named.index(x)
+	}
 }
 
 // checkMatched refuses a request in which what decides about routes is not clear,
@@ -145,31 +168,20 @@ func match(r *request, segments [][]byte) (best *way) {
 
 func (n *pathNode) match(r *request, segments [][]byte, best *way) *way {
 	if len(segments) == 0 {
-		best = first(n.here, r, best)
+		best = n.here.first(r, best)
 		if len(r.path) > 0 && r.path[0] != '/' { // OPTIONS *
-			best = first(n.rest, r, best)
+			best = n.rest.first(r, best)
 		}
 		return best
 	}
-	best = first(n.rest, r, best)
+	if !n.rest.isEmpty() {
+		best = n.rest.first(r, best)
+	}
 	if next := n.literal[string(segments[0])]; next != nil {
 		best = next.match(r, segments[1:], best)
 	}
 	if n.named != nil && len(segments[0]) > 0 {
 		best = n.named.match(r, segments[1:], best)
-	}
-	return best
-}
-
-// first is the first of ways whose route accepts r, if it stands before best.
-func first(ways []*way, r *request, best *way) *way {
-	for _, candidate := range ways {
-		if best != nil && candidate.order > best.order {
-			return best
-		}
-		if candidate.route.accepts(r) {
-			return candidate
-		}
 	}
 	return best
 }

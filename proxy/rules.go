@@ -55,6 +55,7 @@ func newRules(c Config, m *jwtMetrics) (*Rules, error) {
 		r.routes = append(r.routes, rt)
 		r.router.add(rt, c.Routes[i].Match.hosts())
 	}
+	r.router.index()
 	return r, nil
 }
 
