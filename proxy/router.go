@@ -93,7 +93,7 @@ func (n *pathNode) add(w *way) {
 
 // index makes the many ways of one node quick to choose from, once all were added.
 func (rt *router) index() {
-	x := indexer{}
+	x := newIndexer()
 	rt.any.index(x)
 	for _, roots := range []map[string]*pathNode{rt.exact, rt.wildcard} {
 		for _, n := range roots {
@@ -102,9 +102,9 @@ func (rt *router) index() {
 	}
 }
 
-func (n *pathNode) index(x indexer) {
-	x.split(&n.here, nil)
-	x.split(&n.rest, nil)
+func (n *pathNode) index(x *indexer) {
+	x.index(&n.here)
+	x.index(&n.rest)
 	for _, next := range n.literal {
 		next.index(x)
 	}

@@ -20,9 +20,9 @@ type wayIndex struct {
 	ways   []*way // which no table holds, in file order
 }
 
-// maxListed is how many ways are looked through rather than looked up: to compare is
-// then as fast.
-const maxListed = 8
+// maxListed is how many ways are looked through rather than looked up. With 8 the last of
+// 32 times 32 routes, told apart by two fields, took twice the time.
+const maxListed = 4
 
 // wayTable finds ways by one criterion.
 type wayTable struct {
@@ -159,23 +159,47 @@ func (m *valueMatch) isExact() bool { return !m.Present && m.whole == nil && m.P
 
 // indexer turns lists of ways into indexes. It keeps what the routes want, for one
 // route stands at as many nodes as it has hosts and paths.
-type indexer map[*route][]demand
+type indexer struct {
+	known map[*route][]demand
+	built map[*way]builtIndex // by the first way
+}
 
-func (x indexer) demands(w *way) []demand {
-	all, ok := x[w.route]
+// builtIndex is the index of a list. Hosts that the same routes are for share it.
+type builtIndex struct {
+	ways  []*way
+	index wayIndex
+}
+
+func newIndexer() *indexer {
+	return &indexer{known: map[*route][]demand{}, built: map[*way]builtIndex{}}
+}
+
+func (x *indexer) demands(w *way) []demand {
+	all, ok := x.known[w.route]
 	if !ok {
 		all = w.demands()
-		x[w.route] = all
+		x.known[w.route] = all
 	}
 	return all
 }
 
-// split moves the ways of ix that can be looked up to tables. used are the criteria by
-// which they were chosen before, and which tell them apart no more.
-func (x indexer) split(ix *wayIndex, used []criterion) {
-	if len(ix.ways) <= maxListed {
+// index makes an index of the list that ix is yet.
+func (x *indexer) index(ix *wayIndex) {
+	ways := ix.ways
+	if len(ways) <= maxListed {
 		return
 	}
+	if b := x.built[ways[0]]; slices.Equal(b.ways, ways) {
+		*ix = b.index
+		return
+	}
+	x.split(ix, nil)
+	x.built[ways[0]] = builtIndex{ways, *ix}
+}
+
+// split moves the ways of ix that can be looked up to tables. used are the criteria by
+// which they were chosen before, and which tell them apart no more.
+func (x *indexer) split(ix *wayIndex, used []criterion) {
 	c := x.count(ix.ways, used)
 	byCriterion := map[criterion][]*way{}
 	var order []criterion // of the first way of each
@@ -193,20 +217,21 @@ func (x indexer) split(ix *wayIndex, used []criterion) {
 	}
 	ix.ways = rest
 	for _, by := range order {
-		ix.tables = append(ix.tables, x.table(by, byCriterion[by], append(slices.Clip(used), by)))
+		t := wayTable{criterion: by, order: byCriterion[by][0].order, byValue: make(map[string]wayIndex, len(c.values[by]))}
+		x.fill(&t, byCriterion[by], append(slices.Clip(used), by))
+		ix.tables = append(ix.tables, t)
 	}
 }
 
-// table finds ways by a criterion.
-func (x indexer) table(by criterion, ways []*way, used []criterion) wayTable {
-	t := wayTable{criterion: by, order: ways[0].order, byValue: map[string]wayIndex{}}
+// fill puts the ways under their values.
+func (x *indexer) fill(t *wayTable, ways []*way, used []criterion) {
 	for _, w := range ways {
-		for _, v := range valuesOf(x.demands(w), by) {
+		for _, v := range valuesOf(x.demands(w), t.criterion) {
 			ix := t.byValue[v]
 			ix.ways = append(ix.ways, w)
 			t.byValue[v] = ix
 		}
-		if by.by == clientMatcher {
+		if t.by == clientMatcher {
 			t.addLengths(w.route.clients)
 		}
 	}
@@ -216,7 +241,6 @@ func (x indexer) table(by criterion, ways []*way, used []criterion) wayTable {
 			t.byValue[v] = ix
 		}
 	}
-	return t
 }
 
 func (t *wayTable) addLengths(networks []Prefix) {
@@ -242,7 +266,7 @@ type counts struct {
 	values  map[criterion]map[string]int
 }
 
-func (x indexer) count(ways []*way, used []criterion) *counts {
+func (x *indexer) count(ways []*way, used []criterion) *counts {
 	c := &counts{holders: map[criterion]int{}, values: map[criterion]map[string]int{}}
 	for _, w := range ways {
 		for _, d := range x.demands(w) {
