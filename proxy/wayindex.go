@@ -201,22 +201,22 @@ func (x *indexer) index(ix *wayIndex) {
 // which they were chosen before, and which tell them apart no more.
 func (x *indexer) split(ix *wayIndex, used []criterion) {
 	c := x.count(ix.ways, used)
+	var tables []criterion // in the order of their first ways
 	byCriterion := map[criterion][]*way{}
-	var order []criterion // of the first way of each
 	var rest []*way
 	for _, w := range ix.ways {
-		best, ok := c.rarest(x.demands(w), used)
-		if !ok {
+		by := c.rarest(x.demands(w), used)
+		if by.by == noMatcher {
 			rest = append(rest, w)
 			continue
 		}
-		if byCriterion[best] == nil {
-			order = append(order, best)
+		if byCriterion[by] == nil {
+			tables = append(tables, by)
 		}
-		byCriterion[best] = append(byCriterion[best], w)
+		byCriterion[by] = append(byCriterion[by], w)
 	}
 	ix.ways = rest
-	for _, by := range order {
+	for _, by := range tables {
 		t := wayTable{criterion: by, order: byCriterion[by][0].order, byValue: make(map[string]wayIndex, len(c.values[by]))}
 		x.fill(&t, byCriterion[by], append(slices.Clip(used), by))
 		ix.tables = append(ix.tables, t)
@@ -289,12 +289,13 @@ func (x *indexer) count(ways []*way, used []criterion) *counts {
 
 // rarest is the criterion of demands under which the fewest ways are found together; of
 // those that leave but a list, the one that most ways have, so that there are few tables.
-// False: there is none left.
-func (c *counts) rarest(demands []demand, used []criterion) (best criterion, ok bool) {
+// A criterion of few ways is none: to look up a field for each of many names takes longer
+// than to look through the ways. The zero value: there is none left.
+func (c *counts) rarest(demands []demand, used []criterion) (best criterion) {
 	fewest := math.MaxInt
 	for i := range demands {
 		d := &demands[i]
-		if slices.Contains(used, d.criterion) {
+		if slices.Contains(used, d.criterion) || c.holders[d.criterion] <= maxListed {
 			continue
 		}
 		n := maxListed
@@ -302,8 +303,8 @@ func (c *counts) rarest(demands []demand, used []criterion) (best criterion, ok 
 			n = max(n, c.values[d.criterion][v])
 		}
 		if n < fewest || n == fewest && c.holders[d.criterion] > c.holders[best] {
-			best, fewest, ok = d.criterion, n, true
+			best, fewest = d.criterion, n
 		}
 	}
-	return best, ok
+	return best
 }

@@ -85,6 +85,16 @@ var wayKinds = []wayKind{
 	}, func(a *Asked, i int) *Asked { return withField(a, "X-Tenant", "t%d", i) }},
 }
 
+// ownNames is a kind that is looked up too. But each name that any route reads is checked
+// in each request, which takes its time.
+var ownNames = wayKind{"header beside a name of its own", func(i int) MatchConfig {
+	headers := exactly(fmt.Sprintf("X-%d", i), "%d", i)
+	headers["X-Tenant"] = ValueMatch{Exact: fmt.Sprintf("t%d", i/2)}
+	return MatchConfig{Headers: headers}
+}, func(a *Asked, i int) *Asked {
+	return withField(withField(a, fmt.Sprintf("X-%d", i), "%d", i), "X-Tenant", "t%d", i/2)
+}}
+
 // routes are n of the kind.
 func (k *wayKind) routes(n int) (all []RouteConfig) {
 	for i := range n {
@@ -152,7 +162,7 @@ func lookedAt(tb testing.TB, rs *Rules, r *request) (n int) {
 
 func TestWaysLookedAtDoNotGrowWithTheRoutes(t *testing.T) {
 	const most = 8 // the list of two tables, or five expressions and a list
-	for _, k := range wayKinds {
+	for _, k := range append([]wayKind{ownNames}, wayKinds...) {
 		for _, n := range []int{10, 100, 1000} {
 			for _, i := range []int{n - 1, n} { // the last route, and none
 				rs := k.rules(t, n)
