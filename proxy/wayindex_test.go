@@ -208,21 +208,6 @@ func TestExpressionsBehindAnExactMatchAreNotTried(t *testing.T) {
 	}
 }
 
-func TestMatchingManyAlikeRoutesAllocatesNothing(t *testing.T) {
-	for _, k := range wayKinds {
-		rs := k.rules(t, 1000)
-		r := read(t, rs, k.asked(999))
-		if got := testing.AllocsPerRun(100, func() {
-			r.scratch = r.scratch[:0]
-			if found, err := rs.find(r); found == nil || err != nil {
-				t.Fatal(k.name, found, err)
-			}
-		}); got != 0 {
-			t.Errorf("%s: %v allocations, want none", k.name, got)
-		}
-	}
-}
-
 // BenchmarkMatchAlike matches the last of many routes that differ in one thing.
 func BenchmarkMatchAlike(b *testing.B) {
 	for _, k := range wayKinds {
