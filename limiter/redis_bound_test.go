@@ -114,28 +114,30 @@ func checkWindows(t *testing.T, all []admission, capacity, perSecond float64) {
 
 // shareOfBound is how much of what may be admitted was, from the first admission
 // until the last one began: when it was made within its time, only Redis knows.
-func shareOfBound(all []admission, capacity, perSecond float64) float64 {
+func shareOfBound(all []admission, held, perSecond float64) float64 {
 	span := all[len(all)-1].from - all[0].from
-	return float64(len(all)) / (capacity + perSecond*span.Seconds())
+	return float64(len(all)) / (held + perSecond*span.Seconds())
 }
 
-// shareOfTokens is how much of what came into the bucket in the time since the first
-// admission was admitted, or is there still: a machine that stands still at the end
-// leaves tokens, and loses none.
-func shareOfTokens(t *testing.T, admitted int, since time.Time, store *RedisStore, limit *Limit) float64 {
+// shareOfTokens is how much of what came into the bucket, which held some at a time
+// since, was admitted, or is there still: a machine that stands still at the end leaves
+// tokens, and loses none.
+func shareOfTokens(t *testing.T, admitted int, held float64, since time.Time, store *RedisStore, limit *Limit) float64 {
 	t.Helper()
 	d := Decision{Limits: []LimitState{{Limit: limit}}}
 	if err := store.Decide(context.Background(), &Spend{Keys: [][]byte{[]byte("k")}}, &d); err != nil {
 		t.Fatal(err)
 	}
-	came := float64(limit.Capacity) + limit.Rate.PerSecond()*time.Since(since).Seconds()
+	came := held + limit.Rate.PerSecond()*time.Since(since).Seconds()
 	return (float64(admitted) + d.Limits[0].tokens()) / came
 }
 
 // TestNoWindowAdmitsMoreThanCapacityAndRefill also sees that what may be
 // admitted is.
 func TestNoWindowAdmitsMoreThanCapacityAndRefill(t *testing.T) {
-	const capacity, perSecond, span = 200, 100, 2 * time.Second
+	// The bucket is half empty at first: full, it would lose what comes while a busy
+	// machine lets nobody ask.
+	const capacity, held, perSecond, span = 200, 100, 100, 2 * time.Second
 	limit := &Limit{Capacity: capacity, Rate: rate(fmt.Sprint(perSecond))}
 	for _, leased := range []bool{false, true} {
 		for _, n := range []int{1, 2, 4, 8} {
@@ -144,13 +146,16 @@ func TestNoWindowAdmitsMoreThanCapacityAndRefill(t *testing.T) {
 				for _, store := range stores {
 					store.run(t)
 				}
+				if d, err := spendOne(stores[0], "k", capacity-held, limit); err != nil || !d.Allowed {
+					t.Fatalf("got %+v, %v", d, err)
+				}
 				sp := Spend{Cost: 1, Keys: [][]byte{[]byte("k")}, Leased: leased}
 				began := time.Now()
 				all := load{64, 0, span}.saturate(t, stores, sp, limit)
 				checkWindows(t, all, capacity, perSecond)
-				share, least := shareOfBound(all, capacity, perSecond), 0.97
+				share, least := shareOfBound(all, held, perSecond), 0.97
 				if !leased {
-					share, least = shareOfTokens(t, len(all), began.Add(all[0].from), stores[0], limit), 0.99
+					share, least = shareOfTokens(t, len(all), held, began, stores[0], limit), 0.99
 				}
 				t.Logf("%d admitted, %.4f of the bound", len(all), share)
 				if share < least {
