@@ -69,6 +69,8 @@ func (p *program) run() int {
 	case len(p.args) > 0 && isHelp(p.args[0]):
 		fmt.Fprint(p.stdout, usageOf(all))
 		return exitFine
+	case len(p.args) == 1 && isVersion(p.args[0]):
+		return p.version()
 	case len(p.args) == 0 || strings.HasPrefix(p.args[0], "-"):
 		return p.carryOut(&all[0], p.args)
 	}
@@ -86,6 +88,8 @@ func (p *program) run() int {
 }
 
 func isHelp(arg string) bool { return slices.Contains([]string{"-h", "-help", "--help", "help"}, arg) }
+
+func isVersion(arg string) bool { return slices.Contains([]string{"-version", "--version"}, arg) }
 
 // carryOut reads the options of a command and runs it.
 func (p *program) carryOut(v *verb, args []string) int {

@@ -19,6 +19,7 @@ func TestMisusesSayWhatWasMeant(t *testing.T) {
 		"version x":                         "version: unexpected argument \"x\"\nusage: r8limiter version\n",
 		"explain":                           "explain: there is no URL\nusage: r8limiter explain ",
 		"explain /x -clam a=b":              "explain: -clam is no option; did you mean -claim?\n",
+		"explain http://h/x GET":            "explain: the method stands before the URL: write GET http://h/x\n",
 		"explain -format jsn /x":            "explain: -format \"jsn\" is none of text, json; did you mean \"json\"?\n",
 		"simulate -format combind":          "simulate: -format \"combind\" is none of auto, combined, ",
 		"simulate -output htm -config a -":  "simulate: -output \"htm\" is none of text, json, html; did you mean \"html\"?\n",
@@ -70,8 +71,10 @@ func TestHelpIsOfTheCommand(t *testing.T) {
 }
 
 func TestVersionIsPrinted(t *testing.T) {
-	if code, stdout, _ := command("version"); code != exitFine || !strings.HasPrefix(stdout, "r8limiter ") {
-		t.Errorf("version: got %d %q", code, stdout)
+	for _, arg := range []string{"version", "-version", "--version"} {
+		if code, stdout, _ := command(arg); code != exitFine || !strings.HasPrefix(stdout, "r8limiter ") {
+			t.Errorf("%s: got %d %q", arg, code, stdout)
+		}
 	}
 }
 

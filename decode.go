@@ -185,6 +185,8 @@ func (d *decoder) checkTags(n *yaml.Node, path string, field reflect.StructField
 // the package to judge that the key belongs to: mostly it stands for the default.
 func (d *decoder) checkWord(n *yaml.Node, path, word string, words []string) {
 	switch {
+	case n.Value == "" && strings.HasSuffix(path, "]"):
+		d.report(n, path, fmt.Sprintf("is empty; write one of %s, or [] as the list for none", strings.Join(words, ", ")))
 	case n.Value == "":
 		d.report(n, path, fmt.Sprintf("is empty; write one of %s, or leave the key out to get the default", strings.Join(words, ", ")))
 	case word != "" && !slices.Contains(words, word):

@@ -217,6 +217,8 @@ func (q *question) addMissing(name, value string) {
 // take finds the method and the URL among the positional arguments.
 func (l *queryLine) take(q *question) (url string, err error) {
 	switch {
+	case len(l.positional) == 2 && slices.Contains(methods, l.positional[1]) && !slices.Contains(methods, l.positional[0]):
+		return "", fmt.Errorf("the method stands before the URL: write %s %s", l.positional[1], l.positional[0])
 	case len(l.positional) == 2 && l.method == "":
 		q.method, url = l.positional[0], l.positional[1]
 	case len(l.positional) == 1 && slices.Contains(methods, l.positional[0]):

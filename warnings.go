@@ -203,9 +203,10 @@ func fittingNames(template string) *regexp.Regexp {
 	return regexp.MustCompile(`\A(?s:` + strings.Join(literal, ".+") + `)\z`)
 }
 
-// keyPlans warns of plans of API keys that are none, of each once.
+// keyPlans warns of plans of API keys that are none, of each once. Where they stand for
+// something else too there is nothing to say.
 func (w *warner) keyPlans() {
-	if w.Proxy.APIKeys == nil {
+	if w.Proxy.APIKeys == nil || slices.ContainsFunc(w.Proxy.Routes, readsPlanElsewhere) {
 		return
 	}
 	told := map[string]bool{"": true}
@@ -216,6 +217,13 @@ func (w *warner) keyPlans() {
 		told[key.Plan] = true
 		w.warn(fmt.Sprintf("proxy.api_keys.keys[%d].plan", i), noPlan(key.Plan, w.Limiter.Plans))
 	}
+}
+
+// readsPlanElsewhere says whether a route reads {api_key.plan} for anything but its plan.
+func readsPlanElsewhere(rt proxy.RouteConfig) bool {
+	return slices.ContainsFunc(append(slices.Clone(rt.UserID), rt.Resource, rt.Cost), func(t proxy.Template) bool {
+		return strings.Contains(t.String(), "{api_key.plan")
+	})
 }
 
 // noPlan is what to say of the name of a plan that is none.

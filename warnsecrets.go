@@ -71,13 +71,16 @@ var (
 // looksSecret says whether text has in it what is surely a part of a secret: it is
 // long, or of letters and digits. A scheme (Bearer) or kind of key (sk_live_) is not.
 func looksSecret(text string) bool {
+	if _, behind, ok := strings.Cut(text, " "); ok {
+		text = behind
+	}
 	for _, run := range secretRun.FindAllString(text, -1) {
 		if strings.HasSuffix(run, "=") {
 			continue
 		}
-		run = strings.TrimRight(run, "_-")
 		mixed := strings.ContainsAny(run, "0123456789") && strings.ContainsFunc(run, unicode.IsLetter)
-		if len(run) >= 16 || len(run) >= 8 && mixed {
+		isKind := strings.HasSuffix(text, run) && strings.TrimRight(run, "_-") != run && !mixed // of which it is the beginning
+		if len(run) >= 16 && !isKind || len(run) >= 8 && mixed {
 			return true
 		}
 	}

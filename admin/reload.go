@@ -95,24 +95,24 @@ func (x *exchange) answerProblems(problems []Problem) {
 
 // reloadDetail is what the audit trail tells of a reload.
 type reloadDetail struct {
-	Result       string   `json:"result"` // applied, unchanged or failed
+	Result       string   `json:"result"` // applied or failed
 	NeedsRestart []string `json:"needs_restart,omitempty"`
 	Problems     int      `json:"problems,omitempty"` // how many; the answer and the log say which
 }
 
-// recordReload leaves an entry in the audit trail, also where nothing came of the
-// reload. That is over by then, and stays as it is where the store takes no entry; only
+// recordReload leaves an entry in the audit trail, unless nothing had changed: who asks
+// each minute would leave no other. The reload is over by then, and stays as it is where the store takes no entry; only
 // the answer waits for the store, probeTimeout at most.
 func (s *Server) recordReload(x *exchange, r *Reloaded) {
-	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
-	defer cancel()
-	detail := reloadDetail{Result: "unchanged", NeedsRestart: r.NeedsRestart, Problems: len(r.Problems)}
+	detail := reloadDetail{Result: "applied", NeedsRestart: r.NeedsRestart, Problems: len(r.Problems)}
 	switch {
 	case len(r.Problems) > 0:
 		detail.Result = "failed"
-	case r.Changed:
-		detail.Result = "applied"
+	case !r.Changed:
+		return
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
+	defer cancel()
 	e := limiter.AuditEntry{Action: "config.reload", Detail: detail}
 	if err := s.Limiter.Record(ctx, e, s.actor(x)); err != nil {
 		s.Log.Warn().Err(err).Msg("the reload is missing in the audit trail")

@@ -84,7 +84,7 @@ func (c *Config) warnOfRoute(rt *RouteConfig, warn func(key, text string)) {
 	c.warnOfMissingUser(rt, warn)
 	rt.warnOfUnneededUsers(warn)
 	rt.warnOfHostAsUser(warn)
-	rt.warnOfChosenResource(warn)
+	c.warnOfChosenResource(rt, warn)
 	rt.warnOfChosenCost(warn)
 	rt.warnOfPlaceholders(warn)
 }

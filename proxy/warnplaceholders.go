@@ -65,14 +65,15 @@ func (rt *RouteConfig) warnOfHostAsUser(warn func(key, text string)) {
 }
 
 // warnOfChosenResource reports a resource that clients name as they like: each new name
-// has full buckets.
-func (rt *RouteConfig) warnOfChosenResource(warn func(key, text string)) {
+// has full buckets. A header field may be one that a proxy in front sets, if there is one.
+func (c *Config) warnOfChosenResource(rt *RouteConfig, warn func(key, text string)) {
 	if len(rt.Match.ClientIP) > 0 {
 		return // who may come here is told by address
 	}
 	for _, p := range placeholdersOf(rt.Resource) {
-		if p.isClients() && !p.isBoundBy(&rt.Match) {
-			warn(".resource", fmt.Sprintf("{%s} is what a client likes to send, and each new value has a full bucket: nobody is held to anything; say in match which values there are, as in {regexp: \"read|write\"}, or take it from {jwt.NAME} or {path.NAME}", p.text))
+		mayBeOfEdge := p.kind == "header" && len(c.TrustedProxies) > 0
+		if p.isClients() && !mayBeOfEdge && !p.isBoundBy(&rt.Match) {
+			warn(".resource", fmt.Sprintf("{%s} is what a client likes to send, and each new value has a full bucket: nobody is held to anything; say in match which values there are, as in {regexp: \"read|write\"}, or take it from {jwt.NAME}", p.text))
 		}
 	}
 }
@@ -181,6 +182,10 @@ func (c *Config) mayBeEmpty(p placeholder, m *MatchConfig) bool {
 		field.name = "Authorization"
 	case "api_key":
 		field.name = cmp.Or(c.APIKeys.Header, defaultKeyHeader)
+	case "basic_user":
+		field.name = "Authorization"
+	case "cookie":
+		field.name = "Cookie"
 	default:
 		field = p
 	}

@@ -49,7 +49,8 @@ func (n *takers) addAll(i int, rt *RouteConfig) error {
 }
 
 // takerOfRoot is the route that takes what rt, which is route i, would if it had the
-// path root; nil if that is one before, or one that blocks.
+// path root; nil if that is one before, one that blocks, or one that names the root
+// and so means it.
 func (n *takers) takerOfRoot(i int, rt *RouteConfig, root string) *RouteConfig {
 	path, err := parsePath(root)
 	if err != nil {
@@ -59,7 +60,7 @@ func (n *takers) takerOfRoot(i int, rt *RouteConfig, root string) *RouteConfig {
 		for _, method := range rt.Match.anyMethods() {
 			takes := func(c taker) bool { return c.takes(rt, host, method) }
 			by := n.first(&matchWay{host: host, path: path}, 0, takes)
-			if by != nil && by.at > i && actions[by.route.Action] != blockAction {
+			if by != nil && by.at > i && actions[by.route.Action] != blockAction && !slices.Contains(by.route.Match.Path, root) {
 				return by.route
 			}
 		}
