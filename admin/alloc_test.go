@@ -52,9 +52,19 @@ func wantNoAllocations(t *testing.T, name, raw string) {
 	}
 	// The log grows in memory here; what that takes is not the server's.
 	g.log.b.Grow(1 << 20)
-	if n := testing.AllocsPerRun(200, func() { answerAgain(g, ctx) }); n > 0 {
+	if n := leastAllocations(func() { answerAgain(g, ctx) }); n > 0 {
 		t.Errorf("%s: got %v allocations, want none", name, n)
 	}
+}
+
+// leastAllocations is what f allocates, of three counts the least: all of the process is
+// counted, and servers of earlier tests may still be ending.
+func leastAllocations(f func()) float64 {
+	n := testing.AllocsPerRun(200, f)
+	for range 2 {
+		n = min(n, testing.AllocsPerRun(200, f))
+	}
+	return n
 }
 
 func allowTokenFor(name string) string {
