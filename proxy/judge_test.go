@@ -65,6 +65,7 @@ func TestJudgeSaysWhatTheListenerDoes(t *testing.T) {
 		raw := each.head + "\r\n" + each.body
 		rg.log.forget()
 		wanted := rg.statusOf(t, raw)
+		eventually(t, each.what+" is logged", func() bool { return strings.Contains(rg.log.String(), "\n") })
 		var j Judgement
 		rg.p.Rules().Judge(askedOf(t, raw), &j)
 		got := "200"
