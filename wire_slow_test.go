@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -191,8 +192,10 @@ func (o *occupation) round(t *testing.T, p *process, load *wireLoad) []time.Dura
 	return p99
 }
 
-// elsewhere has the crowd hold on to a listener that only accepts, where the p99 of
-// others is held to something, and returns that p99.
+// elsewhere has the crowd hold on to a listener that does next to nothing, where the p99
+// of others is held to something, and returns that p99. It answers whole requests, as
+// slowhttptest sends one now and then to see how the service fares: from the first
+// answer on it takes all of a processor, so that it must get one here too.
 func (o *occupation) elsewhere(t *testing.T, load *wireLoad) []time.Duration {
 	t.Helper()
 	if !o.held {
@@ -206,6 +209,7 @@ func (o *occupation) elsewhere(t *testing.T, load *wireLoad) []time.Duration {
 		for conn, err := l.Accept(); err == nil; conn, err = l.Accept() {
 			conns = append(conns, conn)
 			there.Add(1)
+			go answerWhole(conn)
 		}
 	})
 	defer func() {
@@ -218,6 +222,16 @@ func (o *occupation) elsewhere(t *testing.T, load *wireLoad) []time.Duration {
 	defer o.begin(t, "http://"+l.Addr().String(), o.count)()
 	o.awaitThere(t, func() int { return int(there.Load()) })
 	return windows(load)
+}
+
+// answerWhole answers the first bytes of a connection, if they are a whole request.
+func answerWhole(conn net.Conn) {
+	first := make([]byte, 4<<10)
+	n, _ := conn.Read(first)
+	if bytes.Contains(first[:n], []byte("\r\n\r\n")) {
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nfine")
+		_ = conn.Close()
+	}
 }
 
 // awaitThere waits until nearly all of the crowd are connected at a time.
